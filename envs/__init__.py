@@ -1,0 +1,1 @@
+"""Cluster model, simulator, traffic, encoding and Gymnasium environments."""

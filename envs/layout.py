@@ -1,0 +1,119 @@
+"""Shape of the observation: sizes, feature names, and the one flat vector that holds it.
+
+Dims: N padded nodes, D padded deployments. The flat float32 vector is
+``global (G,) | nodes (N, FN) | deployments (D, FD) | occupancy (N, D) | source_mask (N, D) | destination_mask (N, D)``.
+The two masks are the safety filter's answer (1 = allowed). The encoder that fills it is ``encoding.py``.
+"""
+
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+__all__ = ["DEPLOYMENT_FEATURES", "GLOBAL_FEATURES", "NODE_FEATURES", "NOOP", "ObsLayout", "schema_hash"]
+
+NOOP = 0  # index of NOOP in the first stage; cell (n, d) is 1 + n * D + d
+
+GLOBAL_FEATURES = (
+    "dt_intervals",  # decision intervals passed since the previous obs: 0 after a move, 1 after NOOP
+    "moves_in_flight_frac",  # of the limit
+    "log_num_nodes",
+    "log_num_replicas",
+    "booting_frac",  # of the nodes
+    "bound_frac",  # lower bound on the node bill over the present node bill
+    "log_idle_timeout",  # ln(1 + idle timeout / decision interval)
+    "log_interval_s",  # ln(decision interval in seconds) / 5
+    "pack",  # 1 = pack scheduling, 0 = spread
+    "pending_frac",  # replicas waiting for a node
+)
+NODE_FEATURES = (
+    "present",
+    "alive",
+    "fenced",
+    "releasable",
+    "head",
+    "free_gpu_frac",
+    "free_cpu_frac",
+    "free_memory_frac",
+    "price_rel",  # hourly price over the mean price of the present nodes
+    "log_num_gpus",
+    "log_num_replicas",
+    "outgoing_frac",  # replicas leaving, of those on the node
+    "incoming_frac",  # replacements starting, of those on the node
+    "idle_frac",  # time empty over idle timeout, at most 1
+    "evacuable",  # every replica may move and fits elsewhere by best fit
+    "log_moves_needed",  # replicas still to leave
+    "coldstart_usd_rel",  # price of emptying it over what the node costs in an hour
+    "occupied_frac",  # dominant share held by replicas
+)
+DEPLOYMENT_FEATURES = (
+    "present",
+    "movable",
+    "demand_gpu_frac",  # of the largest node
+    "demand_cpu_frac",
+    "demand_memory_frac",
+    "log_target",
+    "log_running",
+    "starting_frac",  # of the target
+    "load",  # ongoing / (running * target_ongoing_requests), at most 3
+    "load_slow",  # the same over ten minutes
+    "wanted_rel",  # (replicas the load asks for - target) / max(1, target), within -1..1
+    "log_startup",  # ln(1 + mean start-up time / decision interval)
+    "cooldown_frac",  # part of the cooldown still to run
+    "calm",  # minutes since the last change / 10, at most 1
+)
+
+
+class ObsLayout(NamedTuple):
+    """Padded size of an observation."""
+
+    num_nodes: int
+    num_deployments: int
+
+    @property
+    def size(self) -> int:
+        """Length of the flat vector."""
+        n, d = self
+        return len(GLOBAL_FEATURES) + n * len(NODE_FEATURES) + d * len(DEPLOYMENT_FEATURES) + 3 * n * d
+
+    @property
+    def num_sources(self) -> int:
+        """Choices of the first stage: NOOP and every cell."""
+        return 1 + self.num_nodes * self.num_deployments
+
+    def split(self, flat: Any) -> dict[str, Any]:
+        """Views into a flat vector.
+
+        Args:
+            flat: ``(..., size)`` numpy array or torch tensor.
+
+        Returns:
+            ``global (..., G), nodes (..., N, FN), deployments (..., D, FD)`` and
+            ``occupancy, source_mask, destination_mask (..., N, D)``, without copying.
+        """
+        n, d = self
+        lead = tuple(flat.shape[:-1])
+        shapes = {
+            "global": (len(GLOBAL_FEATURES),),
+            "nodes": (n, len(NODE_FEATURES)),
+            "deployments": (d, len(DEPLOYMENT_FEATURES)),
+            "occupancy": (n, d),
+            "source_mask": (n, d),
+            "destination_mask": (n, d),
+        }
+        out, start = {}, 0
+        for name, shape in shapes.items():
+            length = shape[0] if len(shape) == 1 else shape[0] * shape[1]
+            out[name] = flat[..., start : start + length].reshape(*lead, *shape)
+            start += length
+        return out
+
+
+def schema_hash() -> str:
+    """Hex SHA-256 over the feature names: a policy trained on another schema must not be used."""
+    schema = {
+        "version": 1,
+        "global": GLOBAL_FEATURES,
+        "nodes": NODE_FEATURES,
+        "deployments": DEPLOYMENT_FEATURES,
+    }
+    return hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()

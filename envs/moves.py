@@ -1,0 +1,56 @@
+"""``Move``, ``Plan`` and the ``Executor`` protocol: what a policy asks for and who carries it out."""
+
+import enum
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from rayfold.envs.state import ClusterState
+
+__all__ = ["Executor", "Move", "MovePhase", "Plan"]
+
+
+class Move(NamedTuple):
+    """One replica to one destination, as rows of the ``ClusterState`` it was planned on."""
+
+    replica_idx: int
+    node_idx: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Moves decided at one tick, in order."""
+
+    moves: tuple[Move, ...] = ()
+    scores: tuple[float, ...] = ()  # one per move, higher is better; policy's own scale
+    expected_saving_usd: float = 0.0  # the policy's own estimate, 0 where it makes none
+    reason: str = ""  # one line: why these moves, or why none
+
+
+class MovePhase(enum.StrEnum):
+    """Where a move is. The last three are final."""
+
+    STARTING = "starting"  # the replacement is being created
+    DRAINING = "draining"  # the replacement serves, the old replica finishes its requests
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Executor(Protocol):
+    """Carries moves out. The simulator and the live cluster each have one."""
+
+    def start(self, state: ClusterState, move: Move) -> str:
+        """Starts a move and returns its id without waiting.
+
+        Raises:
+            ExecutorError: The move cannot be started.
+        """
+        ...
+
+    def phase(self, move_id: str) -> MovePhase:
+        """Where the move is now."""
+        ...
+
+    def cancel(self, move_id: str) -> None:
+        """Stops the replacement and leaves the old replica serving; no effect on a final move."""
+        ...

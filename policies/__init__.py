@@ -1,0 +1,1 @@
+"""Policies: the protocol, heuristics, the network, the learned policy and its bundle."""

@@ -1,0 +1,1 @@
+"""Live snapshot, executor, decider and the local multi-node cluster."""
