@@ -57,6 +57,11 @@ class Interval(NamedTuple):
         return 0.5 * (self.min_s + self.max_s)
 
 
+_BOOT_S = Interval(120.0, 180.0)
+_STARTUP_S = Interval(60.0, 120.0)
+_DRAIN_S = Interval(2.0, 10.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeType:
     """One kind of machine the autoscaler can launch."""
@@ -68,7 +73,7 @@ class NodeType:
     labels: Mapping[str, str] = field(default_factory=dict)
     min_nodes: int = 0
     max_nodes: int = 8
-    boot_s: Interval = Interval(120.0, 180.0)
+    boot_s: Interval = _BOOT_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +118,8 @@ class Deployment:
     max_ongoing_requests: float = 5.0  # requests one replica serves at once (Serve's name)
     max_replicas_per_node: int = 0  # 0 = no limit
     label_selector: Mapping[str, str] = field(default_factory=dict)
-    startup_s: Interval = Interval(60.0, 120.0)
-    drain_s: Interval = Interval(2.0, 10.0)
+    startup_s: Interval = _STARTUP_S
+    drain_s: Interval = _DRAIN_S
     is_movable: bool = True  # False = opted out of compaction
 
     @property

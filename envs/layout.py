@@ -1,7 +1,8 @@
 """Shape of the observation: sizes, feature names, and the one flat vector that holds it.
 
 Dims: N padded nodes, D padded deployments. The flat float32 vector is
-``global (G,) | nodes (N, FN) | deployments (D, FD) | occupancy (N, D) | source_mask (N, D) | destination_mask (N, D)``.
+``global (G,) | nodes (N, FN) | deployments (D, FD)`` and then three times ``(N, D)``: ``occupancy``,
+``source_mask``, ``destination_mask``.
 The two masks are the safety filter's answer (1 = allowed). The encoder that fills it is ``encoding.py``.
 """
 

@@ -102,7 +102,7 @@ class StateArrays(NamedTuple):
 
     def copy(self) -> "StateArrays":
         """A deep copy."""
-        return StateArrays(*(a.copy() for a in self))
+        return self._make(a.copy() for a in self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
