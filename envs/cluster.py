@@ -251,3 +251,9 @@ class ClusterSpec:
             is_movable=np.array([d.is_movable for d in deps], np.bool_),
             replica_usd_per_h=np.where(np.isfinite(replica_usd), replica_usd, 0.0),
         )
+
+    @property
+    def packs(self) -> bool:
+        """Whether Serve packs: one PACK placement group anywhere makes it spread (``_use_pack_strategy``, 2.60)."""
+        spans = any(d.shape.strategy is PlacementGroupStrategy.PACK for d in self.deployments)
+        return self.settings.scheduling is SchedulingStrategy.PACK and not spans

@@ -23,6 +23,7 @@ __all__ = [
     "Verdict",
     "check_move",
     "destination_reason",
+    "movable_replica",
     "move_masks",
     "moves_in_flight",
     "source_reason",
@@ -113,9 +114,7 @@ def _num_present(st: StateArrays, node_type: int) -> int:
 
 
 @njit(cache=True)
-def source_reason(
-    spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, r: int, in_flight: int
-) -> int:
+def source_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, r: int, in_flight: int) -> int:
     """Why replica ``r`` may not leave its node, wherever it would go.
 
     Args:
@@ -155,6 +154,17 @@ def source_reason(
 
 
 @njit(cache=True)
+def movable_replica(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, n: int, d: int) -> int:
+    """First replica of deployment ``d`` that may leave node ``n``, -1 if there is none."""
+    in_flight = moves_in_flight(st)
+    for r in range(st.replica_phase.shape[0]):
+        is_there = st.replica_node[r] == n and st.replica_deployment[r] == d
+        if is_there and source_reason(spec, st, now_s, limits, r, in_flight) == _ALLOWED:
+            return r
+    return -1
+
+
+@njit(cache=True)
 def capacity_reason(spec: SpecArrays, st: StateArrays, d: int, n: int) -> int:
     """Why one more replica of ``d`` does not fit on ``n``: labels, resources, devices, replicas per node."""
     if not spec.fits_type[d, st.node_type[n]]:
@@ -175,9 +185,7 @@ def capacity_reason(spec: SpecArrays, st: StateArrays, d: int, n: int) -> int:
 
 
 @njit(cache=True)
-def destination_reason(
-    spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, d: int, n: int
-) -> int:
+def destination_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, d: int, n: int) -> int:
     """Why no replica of deployment ``d`` may be moved to node ``n``, whichever it is; a ``Reason``."""
     if st.node_phase[n] != _ALIVE:
         return _NOT_ALIVE

@@ -102,7 +102,7 @@ class StateArrays(NamedTuple):
 
     def copy(self) -> "StateArrays":
         """A deep copy."""
-        return self._make(a.copy() for a in self)
+        return StateArrays._make(a.copy() for a in self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

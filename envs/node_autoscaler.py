@@ -1,0 +1,145 @@
+"""Ray's node autoscaler: nodes are launched for replicas that fit nowhere and released after the idle time-out.
+
+Launch follows ``ray.autoscaler.v2.scheduler`` (Ray 2.60): pending requests are packed onto nodes already booting,
+then onto the node type that they use best, until all are placed or no type is left. Dims: N nodes, R replicas,
+T node types, K resources.
+"""
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from rayfold.envs.cluster import SpecArrays
+from rayfold.envs.devices import EPS
+from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
+
+__all__ = ["add_node", "choose_launches", "count_nodes", "is_expired", "remove_node"]
+
+_ABSENT, _BOOTING, _ALIVE = int(NodePhase.ABSENT), int(NodePhase.BOOTING), int(NodePhase.ALIVE)
+_PENDING = int(ReplicaPhase.PENDING)
+
+
+@njit(cache=True)
+def count_nodes(st: StateArrays, num_types: int) -> NDArray[np.int64]:
+    """Nodes present per type: ``(T,)``."""
+    counts = np.zeros(num_types, np.int64)
+    for n in range(st.node_type.shape[0]):
+        if st.node_phase[n] != _ABSENT:
+            counts[st.node_type[n]] += 1
+    return counts
+
+
+@njit(cache=True)
+def _fill(
+    spec: SpecArrays, waiting: NDArray[np.int64], taken: NDArray[np.bool_], t: int, free: NDArray[np.float64]
+) -> tuple[float, float, int]:
+    """Packs waiting deployments, largest first, into ``free`` of a node of type ``t``, marking them in ``taken``.
+
+    Returns:
+        Lowest and mean use of the node's resources as shares, and how many were packed.
+    """
+    num_resources = spec.demand.shape[1]
+    packed = 0
+    for i in range(waiting.shape[0]):
+        d = waiting[i]
+        if taken[i] or not spec.fits_type[d, t]:
+            continue
+        fits = True
+        for k in range(num_resources):
+            if spec.demand[d, k] > free[k] + EPS:
+                fits = False
+        if fits:
+            taken[i] = True
+            packed += 1
+            for k in range(num_resources):
+                free[k] -= spec.demand[d, k]
+    lowest, total, kinds = 1.0, 0.0, 0
+    for k in range(num_resources):
+        if spec.type_capacity[t, k] > 0.0:
+            use = 1.0 - free[k] / spec.type_capacity[t, k]
+            lowest = min(lowest, use)
+            total += use
+            kinds += 1
+    return lowest, total / max(1, kinds), packed
+
+
+@njit(cache=True)
+def choose_launches(spec: SpecArrays, st: StateArrays) -> NDArray[np.int64]:
+    """Nodes to launch now, per type: ``(T,)``."""
+    num_types, _num_resources = spec.type_capacity.shape
+    launches = np.zeros(num_types, np.int64)
+    waiting_rows = [r for r in range(st.replica_phase.shape[0]) if st.replica_phase[r] == _PENDING]
+    if len(waiting_rows) == 0:
+        return launches
+    waiting = np.array([st.replica_deployment[r] for r in waiting_rows])
+    for i in range(1, waiting.shape[0]):  # insertion sort by demand, largest first, stable
+        j = i
+        while j > 0 and _smaller(spec, waiting[j - 1], waiting[j]):
+            waiting[j - 1], waiting[j] = waiting[j], waiting[j - 1]
+            j -= 1
+    taken = np.zeros(waiting.shape[0], np.bool_)
+    for n in range(st.node_type.shape[0]):
+        if st.node_phase[n] == _BOOTING:
+            _fill(spec, waiting, taken, st.node_type[n], spec.type_capacity[st.node_type[n]].copy())
+    counts = count_nodes(st, num_types)
+    while True:
+        best, best_low, best_mean = -1, -1.0, -1.0
+        best_taken = taken
+        for t in range(num_types):
+            if counts[t] + launches[t] >= spec.type_max_nodes[t]:
+                continue
+            trial = taken.copy()
+            low, mean, packed = _fill(spec, waiting, trial, t, spec.type_capacity[t].copy())
+            if packed > 0 and (low > best_low + 1e-12 or (abs(low - best_low) <= 1e-12 and mean > best_mean + 1e-12)):
+                best, best_low, best_mean, best_taken = t, low, mean, trial
+        if best < 0:
+            return launches
+        launches[best] += 1
+        taken = best_taken
+
+
+@njit(cache=True)
+def _smaller(spec: SpecArrays, a: int, b: int) -> bool:
+    """Whether deployment ``a`` asks for less than ``b``: GPU first, then CPU, memory, custom."""
+    for k in range(spec.demand.shape[1]):
+        if spec.demand[a, k] != spec.demand[b, k]:
+            return bool(spec.demand[a, k] < spec.demand[b, k])
+    return False
+
+
+@njit(cache=True)
+def add_node(spec: SpecArrays, st: StateArrays, t: int, phase: int, now_s: float) -> int:
+    """Puts a node of type ``t`` into the first absent row, in place; -1 if there is none."""
+    for n in range(st.node_type.shape[0]):
+        if st.node_phase[n] == _ABSENT:
+            st.node_type[n] = t
+            st.node_phase[n] = phase
+            st.node_free[n] = spec.type_capacity[t]
+            for g in range(st.gpu_free.shape[1]):
+                st.gpu_free[n, g] = 1.0 if g < spec.type_num_gpus[t] else 0.0
+            st.node_idle_since_s[n] = now_s
+            st.node_fenced_until_s[n] = -np.inf
+            return n
+    return -1
+
+
+@njit(cache=True)
+def remove_node(st: StateArrays, n: int) -> None:
+    """Makes row ``n`` absent, in place."""
+    st.node_type[n] = -1
+    st.node_phase[n] = _ABSENT
+    st.node_free[n] = 0.0
+    st.gpu_free[n] = 0.0
+    st.node_idle_since_s[n] = np.inf
+    st.node_fenced_until_s[n] = -np.inf
+
+
+@njit(cache=True)
+def is_expired(st: StateArrays, now_s: float, idle_timeout_s: float, n: int) -> bool:
+    """Whether node ``n`` has been empty long enough to be released; the caller checks ``min_nodes``."""
+    return bool(
+        st.node_phase[n] == _ALIVE
+        and st.node_releasable[n]
+        and not st.node_is_head[n]
+        and now_s - st.node_idle_since_s[n] >= idle_timeout_s - 1e-9
+    )

@@ -1,0 +1,83 @@
+"""Serve's replica autoscaling rule, ported from ``ray.serve.autoscaling_policy`` (Ray 2.60).
+
+``_core_replica_queue_length_policy``, ``_apply_scaling_factors``, ``_apply_delay_logic`` and the bounds, for one
+deployment at one moment.
+"""
+
+import math
+
+from numba import njit
+
+__all__ = ["decide_target"]
+
+_DELAY_EPS_S = 1e-6
+
+
+@njit(cache=True)
+def _desired(total_requests: float, running: int, target: int, target_ongoing: float, up: float, down: float) -> int:
+    """Replicas wanted before delays and bounds."""
+    if running == 0:
+        return target
+    wanted = running * (total_requests / (target_ongoing * running))
+    delta = wanted - running
+    scaled = math.ceil(running + (up if delta > 0 else down) * delta)
+    if math.ceil(wanted) < running and scaled == running:
+        scaled -= 1
+    return int(scaled)
+
+
+@njit(cache=True)
+def decide_target(
+    now_s: float,
+    total_requests: float,
+    running: int,
+    target: int,
+    since_s: float,
+    direction: int,
+    target_ongoing: float,
+    upscaling_factor: float,
+    downscaling_factor: float,
+    upscale_delay_s: float,
+    downscale_delay_s: float,
+    min_replicas: int,
+    max_replicas: int,
+) -> tuple[int, float, int]:
+    """Next target of one deployment.
+
+    Args:
+        now_s: Clock.
+        total_requests: Ongoing requests, mean of the look-back period.
+        running: Running replicas.
+        target: Present target.
+        since_s: When the present wish to scale began, inf = no wish.
+        direction: 1 = that wish is up, -1 = down, 0 = none.
+        target_ongoing: ``target_ongoing_requests``.
+        upscaling_factor: As in ``AutoscalingConfig``.
+        downscaling_factor: As in ``AutoscalingConfig``.
+        upscale_delay_s: As in ``AutoscalingConfig``.
+        downscale_delay_s: As in ``AutoscalingConfig``.
+        min_replicas: Lower bound.
+        max_replicas: Upper bound.
+
+    Returns:
+        ``(target, since_s, direction)`` to keep.
+    """
+    if running == 0 and total_requests > 0:
+        cold = max(math.ceil(upscaling_factor), target)
+        return max(min_replicas, min(max_replicas, cold)), since_s, direction
+    desired = max(0, _desired(total_requests, running, target, target_ongoing, upscaling_factor, downscaling_factor))
+    decision = target
+    if desired > target:
+        if direction <= 0:
+            direction, since_s = 1, now_s
+        if now_s - since_s + _DELAY_EPS_S >= upscale_delay_s:
+            decision, direction, since_s = desired, 0, math.inf
+    elif desired < target:
+        if direction >= 0:
+            direction, since_s = -1, now_s
+        if now_s - since_s + _DELAY_EPS_S >= downscale_delay_s:
+            decision = desired if target == 1 else max(1, desired)
+            direction, since_s = 0, math.inf
+    else:
+        direction, since_s = 0, math.inf
+    return max(min_replicas, min(max_replicas, decision)), since_s, direction
