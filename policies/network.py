@@ -1,0 +1,221 @@
+"""The policy network: entity attention over nodes and deployments, pointer heads, a value head.
+
+Dims: B batch, N nodes, D deployments, E embedding width (``NetworkConfig.dim``). No parameter holds N or D, so
+one set of weights serves any cluster; permuting nodes or deployments permutes the logits with them, and absent
+(padding) rows change nothing. An observation is the dict of ``ObsLayout.split`` as float32 tensors. The action
+has two stages: a source (``NOOP``, or cell ``1 + n * D + d``), then the destination of a replica of that cell.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rayfold.envs.layout import DEPLOYMENT_FEATURES, GLOBAL_FEATURES, NODE_FEATURES, NOOP
+
+__all__ = ["Choice", "CompactionNet", "Encoding", "NetworkConfig", "action_logp", "source_mask"]
+
+Obs = dict[str, Tensor]
+
+MASKED = -1e9  # finite: RLlib's bootstrap rows may have every choice masked, and -inf makes their gradient NaN
+PRESENT = 0  # index of "present" in both feature lists
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkConfig:
+    """Size of a ``CompactionNet``."""
+
+    dim: int = 64  # E
+    heads: int = 4  # divides dim
+    layers: int = 1  # attention blocks
+    noop_bias: float = 2.0  # log-odds of NOOP against all allowed cells together, before training
+
+
+class Encoding(NamedTuple):
+    """What the trunk computes once per observation."""
+
+    nodes: Tensor  # (B, N, E)
+    deployments: Tensor  # (B, D, E)
+    pooled: Tensor  # (B, 2E) the global token and the mean of the present nodes
+
+
+class Choice(NamedTuple):
+    """Actions and how likely they were."""
+
+    actions: Tensor  # (B, 2) int64: source, destination; the destination is 0 with NOOP
+    logp: Tensor  # (B,) log-probability of the whole action
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention, self.norm_ff = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.ff = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
+        """Mixes ``tokens (B, T, E)``; only ``present (B, T) bool`` ones are attended to."""
+        batch, length, dim = tokens.shape
+        qkv = self.qkv(self.norm_attention(tokens)).view(batch, length, 3, self.heads, dim // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=present[:, None, None, :])
+        tokens = tokens + self.out(mixed.transpose(1, 2).reshape(batch, length, dim))
+        out: Tensor = tokens + self.ff(self.norm_ff(tokens))
+        return out
+
+
+def _mlp(inputs: int, dim: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, dim), nn.GELU(), nn.Linear(dim, outputs))
+
+
+def source_mask(obs: Obs) -> Tensor:
+    """``(B, N, D) bool``: cells a replica may leave because some *other* node may take it."""
+    destinations = obs["destination_mask"]
+    elsewhere = destinations.sum(1, keepdim=True) - destinations
+    return (obs["source_mask"] > 0) & (elsewhere > 0.5)
+
+
+def action_logp(source_logits: Tensor, destination_logits: Tensor, actions: Tensor) -> Tensor:
+    """Log-probability of two-stage actions.
+
+    Args:
+        source_logits: ``(B, 1 + N * D)``.
+        destination_logits: ``(B, N)``, given the source in ``actions``.
+        actions: ``(B, 2)`` int64.
+
+    Returns:
+        ``(B,)``; the destination counts only where the source is not NOOP.
+    """
+    source = source_logits.log_softmax(-1).gather(-1, actions[:, :1]).squeeze(-1)
+    destination = destination_logits.log_softmax(-1).gather(-1, actions[:, 1:]).squeeze(-1)
+    return source + torch.where(actions[:, 0] == NOOP, torch.zeros_like(destination), destination)
+
+
+def _pick(logits: Tensor, greedy: bool, generator: torch.Generator | None) -> Tensor:
+    """One index per row; sampled by the Gumbel-max trick unless greedy."""
+    if greedy:
+        return logits.argmax(-1)
+    noise = torch.empty_like(logits).exponential_(generator=generator).clamp_(min=1e-20)
+    return (logits - noise.log()).argmax(-1)
+
+
+class CompactionNet(nn.Module):
+    """Policy and value function of any cluster size."""
+
+    def __init__(self, config: NetworkConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or NetworkConfig()
+        dim = config.dim
+        self.node_in = _mlp(len(NODE_FEATURES), dim, dim)
+        self.deployment_in = _mlp(len(DEPLOYMENT_FEATURES), dim, dim)
+        self.global_in = _mlp(len(GLOBAL_FEATURES), dim, dim)
+        self.to_node, self.to_deployment = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.blocks = nn.ModuleList(Block(dim, config.heads) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(dim)
+        self.source_node, self.source_deployment = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.source_node_bias, self.source_deployment_bias = nn.Linear(dim, 1), nn.Linear(dim, 1)
+        self.noop = _mlp(2 * dim, dim, 1)
+        self.query_node, self.query_deployment = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.query_out, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.same_deployment = nn.Parameter(torch.zeros(()))
+        self.value_out = _mlp(2 * dim, dim, 1)
+        last = self.noop[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.constant_(last.bias, config.noop_bias)
+        with torch.no_grad():  # start near uniform over the allowed cells and nodes
+            for head in (self.source_node, self.source_node_bias, self.source_deployment_bias, self.query_out):
+                head.weight.mul_(0.1)
+                head.bias.mul_(0.1)
+
+    def encode(self, obs: Obs) -> Encoding:
+        """Runs the trunk.
+
+        Args:
+            obs: ``ObsLayout.split`` of ``(B, size)``.
+        """
+        node_present = obs["nodes"][..., PRESENT] > 0
+        deployment_present = obs["deployments"][..., PRESENT] > 0
+        nodes, deployments = self.node_in(obs["nodes"]), self.deployment_in(obs["deployments"])
+        weight = torch.log1p(obs["occupancy"])  # (B, N, D)
+        share = weight / weight.sum(1, keepdim=True).clamp(min=1.0)
+        nodes, deployments = (
+            nodes + weight @ self.to_node(deployments),
+            deployments + share.transpose(1, 2) @ self.to_deployment(nodes),
+        )
+        tokens = torch.cat([self.global_in(obs["global"]).unsqueeze(1), nodes, deployments], 1)
+        present = torch.cat([torch.ones_like(node_present[:, :1]), node_present, deployment_present], 1)
+        for block in self.blocks:
+            tokens = block(tokens, present)
+        tokens = self.norm(tokens)
+        num_nodes = nodes.shape[1]
+        nodes, deployments = tokens[:, 1 : 1 + num_nodes], tokens[:, 1 + num_nodes :]
+        counted = node_present.unsqueeze(-1).to(tokens.dtype)
+        mean = (nodes * counted).sum(1) / counted.sum(1).clamp(min=1.0)
+        return Encoding(nodes, deployments, torch.cat([tokens[:, 0], mean], -1))
+
+    def source_logits(self, obs: Obs, encoding: Encoding) -> Tensor:
+        """First stage, masked: ``(B, 1 + N * D)``, index 0 is NOOP."""
+        nodes, deployments, pooled = encoding
+        scores = self.source_node(nodes) @ self.source_deployment(deployments).transpose(1, 2)
+        scores = scores / math.sqrt(self.config.dim)
+        scores = scores + self.source_node_bias(nodes)
+        scores = scores + self.source_deployment_bias(deployments).transpose(1, 2)
+        allowed = source_mask(obs)
+        # Measured against all cells together: an untrained policy mostly waits in a cluster of any size.
+        num_cells = allowed.sum((1, 2)).clamp(min=1).to(scores.dtype)
+        noop = self.noop(pooled) + num_cells.log().unsqueeze(-1)
+        return torch.cat([noop, scores.masked_fill(~allowed, MASKED).flatten(1)], -1)
+
+    def destination_logits(self, obs: Obs, encoding: Encoding, source: Tensor) -> Tensor:
+        """Second stage, masked.
+
+        Args:
+            obs: As for ``encode``.
+            encoding: Of ``obs``.
+            source: ``(B,)`` int64, the first stage's choice; the row of a NOOP has no meaning but is finite.
+
+        Returns:
+            ``(B, N)``.
+        """
+        nodes, deployments, _ = encoding
+        num_nodes, num_deployments = nodes.shape[1], deployments.shape[1]
+        cell = (source - 1).clamp(min=0)
+        node = torch.div(cell, num_deployments, rounding_mode="floor")
+        deployment = cell - node * num_deployments
+        row = torch.arange(len(source), device=source.device)
+        query = self.query_node(nodes[row, node]) + self.query_deployment(deployments[row, deployment])
+        query = self.query_out(F.gelu(query)).unsqueeze(-1)
+        scores = (self.key(nodes) @ query).squeeze(-1) / math.sqrt(self.config.dim)
+        scores = scores + self.same_deployment * torch.log1p(obs["occupancy"][row, :, deployment])
+        is_other = torch.arange(num_nodes, device=source.device)[None] != node[:, None]
+        allowed = (obs["destination_mask"][row, :, deployment] > 0) & is_other
+        masked: Tensor = scores.masked_fill(~allowed, MASKED)
+        return masked
+
+    def value(self, encoding: Encoding) -> Tensor:
+        """Expected discounted return ``(B,)``, in the environment's reward unit."""
+        value: Tensor = self.value_out(encoding.pooled)
+        return value.squeeze(-1)
+
+    def act(self, obs: Obs, *, greedy: bool = False, generator: torch.Generator | None = None) -> Choice:
+        """Chooses one action per row.
+
+        Args:
+            obs: As for ``encode``.
+            greedy: Take the likeliest source, then the likeliest destination, instead of sampling.
+            generator: Source of randomness, torch's global one if None.
+        """
+        encoding = self.encode(obs)
+        source_logits = self.source_logits(obs, encoding)
+        source = _pick(source_logits, greedy, generator)
+        destination_logits = self.destination_logits(obs, encoding, source)
+        destination = _pick(destination_logits, greedy, generator)
+        destination = torch.where(source == NOOP, torch.zeros_like(destination), destination)
+        actions = torch.stack([source, destination], -1)
+        return Choice(actions, action_logp(source_logits, destination_logits, actions))
