@@ -14,7 +14,7 @@ EPS = 1e-6  # resources are compared with this slack, as Ray's fixed-point 1e-4 
 NO_DEVICES = -1
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _best_fraction(gpu_free: NDArray[np.float64], node: int, demand: float) -> int:
     best = -1
     for g in range(gpu_free.shape[1]):
@@ -24,7 +24,7 @@ def _best_fraction(gpu_free: NDArray[np.float64], node: int, demand: float) -> i
     return best
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def can_take_gpus(gpu_free: NDArray[np.float64], node: int, demand: float) -> bool:
     """Whether the devices of ``node`` can hold ``demand`` GPUs.
 

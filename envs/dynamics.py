@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.ledger import Entry
 from rayfold.envs.node_autoscaler import add_node, choose_launches, count_nodes, is_expired, remove_node
-from rayfold.envs.placement import hold, let_go, next_to_stop, pack_node, spread_node
+from rayfold.envs.placement import asks_more, hold, let_go, next_to_stop, pack_node, spread_node
 from rayfold.envs.replica_autoscaler import decide_target
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 from rayfold.envs.transition import cancel_move, free_row
@@ -169,7 +169,7 @@ def place_pending(
         for r in range(num_replicas):
             if st.replica_phase[r] != _PENDING or tried[r]:
                 continue
-            if best < 0 or (is_pack and _asks_more(spec, st.replica_deployment[r], st.replica_deployment[best])):
+            if best < 0 or (is_pack and asks_more(spec, st.replica_deployment[r], st.replica_deployment[best])):
                 best = r
         if best < 0:
             return
@@ -184,14 +184,6 @@ def place_pending(
         st.replica_phase[best] = _STARTING
         st.replica_since_s[best] = now_s
         hidden.replica_due_s[best] = now_s + rng.uniform(spec.startup_s[d, 0], spec.startup_s[d, 1])
-
-
-@njit(cache=True)
-def _asks_more(spec: SpecArrays, a: int, b: int) -> bool:
-    for k in range(spec.demand.shape[1]):
-        if spec.demand[a, k] != spec.demand[b, k]:
-            return bool(spec.demand[a, k] > spec.demand[b, k])
-    return False
 
 
 @njit(cache=True)

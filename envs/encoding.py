@@ -102,6 +102,7 @@ def _encode_nodes(
     idle_timeout_s: float,
     move_frac: float,
     disruption_scale: float,
+    may_take: NDArray[np.float32],
     by_node: NDArray[np.int64],
     out: NDArray[np.float32],
 ) -> None:
@@ -138,7 +139,7 @@ def _encode_nodes(
             f[_N_INCOMING_FRAC] = by_node[n, 2] / held
         idle_s = now_s - st.node_idle_since_s[n]
         f[_N_IDLE_FRAC] = min(1.0, max(0.0, idle_s / max(1.0, idle_timeout_s))) if f[_N_ALIVE] > 0 else 0.0
-        count = evacuation(spec, st, now_s, limits, n, destination) if f[_N_ALIVE] > 0 and held > 0 else -1
+        count = evacuation(spec, st, now_s, limits, may_take, n, destination) if f[_N_ALIVE] > 0 and held > 0 else -1
         if count > 0:
             f[_N_EVACUABLE] = 1.0
             f[_N_LOG_MOVES_NEEDED] = math.log1p(count)
@@ -209,9 +210,9 @@ def _encode(
     by_deployment = np.zeros((spec.demand.shape[0], 5), np.int64)
     by_node = np.zeros((st.node_type.shape[0], 3), np.int64)
     total = _count_replicas(st, by_deployment, by_node, cells[0])
-    _encode_nodes(spec, st, now_s, limits, idle_timeout_s, move_frac, disruption_scale, by_node, nodes)
-    _encode_deployments(spec, st, now_s, limits, interval_s, by_deployment, deployments)
     move_masks(spec, st, now_s, limits, cells[1], cells[2])
+    _encode_nodes(spec, st, now_s, limits, idle_timeout_s, move_frac, disruption_scale, cells[2], by_node, nodes)
+    _encode_deployments(spec, st, now_s, limits, interval_s, by_deployment, deployments)
     present, booting, bill, pending = 0, 0, 0.0, 0
     for n in range(st.node_type.shape[0]):
         if st.node_phase[n] != _ABSENT:

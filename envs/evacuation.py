@@ -9,21 +9,26 @@ from numpy.typing import NDArray
 
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import take_gpus
-from rayfold.envs.placement import best_fit_node, replicas_on
-from rayfold.envs.safety import Limits, destination_reason, source_reason
-from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
+from rayfold.envs.placement import asks_more, less_left, replicas_on
+from rayfold.envs.safety import Limits, capacity_reason, source_reason
+from rayfold.envs.state import ReplicaPhase, StateArrays
 
 __all__ = ["BLOCKED", "evacuation", "move_price_usd"]
 
 BLOCKED = -1
 
-_ALIVE = int(NodePhase.ALIVE)
 _RUNNING, _STOPPING = int(ReplicaPhase.RUNNING), int(ReplicaPhase.STOPPING)
 
 
 @njit(cache=True)
 def evacuation(
-    spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, node: int, destination: NDArray[np.int64]
+    spec: SpecArrays,
+    st: StateArrays,
+    now_s: float,
+    limits: Limits,
+    may_take: NDArray[np.float32],
+    node: int,
+    destination: NDArray[np.int64],
 ) -> int:
     """Best-fit plan that empties ``node`` onto other occupied nodes, largest replica first.
 
@@ -35,6 +40,7 @@ def evacuation(
         st: State; free resources are written while planning and restored.
         now_s: Its clock.
         limits: Limits.
+        may_take: ``(>=N, >=D)`` destination mask of ``move_masks`` for this state.
         node: Node row to empty.
         destination: ``(R,)``, written: node row for every replica that has to leave, -1 for the others.
 
@@ -43,60 +49,59 @@ def evacuation(
         Replicas already leaving or draining need no move.
     """
     destination[:] = -1
-    num_nodes, num_replicas = st.node_type.shape[0], st.replica_phase.shape[0]
-    leaving = np.zeros(num_replicas, np.bool_)
-    count = 0
-    for r in range(num_replicas):
-        if st.replica_node[r] != node or st.replica_phase[r] == _STOPPING:
-            continue
-        if st.replica_phase[r] == _RUNNING and st.replica_peer[r] >= 0:
-            continue
-        if source_reason(spec, st, now_s, limits, r, 0) != 0:
-            return BLOCKED
-        leaving[r] = True
-        count += 1
-    if count == 0:
-        return 0
+    num_nodes, num_resources = st.node_type.shape[0], spec.demand.shape[1]
+    leaving = _leaving_replicas(spec, st, now_s, limits, node)
+    if leaving.shape[0] > 0 and leaving[0] < 0:
+        return BLOCKED
     counts = replicas_on(st)
     node_free, gpu_free = st.node_free.copy(), st.gpu_free.copy()
-    allowed = np.zeros(num_nodes, np.bool_)
-    for _ in range(count):
-        r = _largest(spec, st, leaving)
+    touched = np.zeros(num_nodes, np.bool_)
+    count = leaving.shape[0]
+    for i in range(leaving.shape[0]):
+        r = leaving[i]
         d = st.replica_deployment[r]
+        best = -1
         for n in range(num_nodes):
-            usable = n != node and counts[n] > 0 and st.node_phase[n] == _ALIVE
-            allowed[n] = usable and destination_reason(spec, st, now_s, limits, d, n) == 0
-        n = best_fit_node(spec, st, d, allowed)
-        if n < 0:
+            if n == node or counts[n] == 0 or may_take[n, d] == 0.0:
+                continue
+            if touched[n] and capacity_reason(spec, st, d, n) != 0:
+                continue
+            if best < 0 or less_left(spec, st, n, best):
+                best = n
+        if best < 0:
             destination[:] = -1
             count = BLOCKED
             break
-        destination[r] = n
-        leaving[r] = False
-        take_gpus(st.gpu_free, n, spec.demand[d, 0])
-        for k in range(spec.demand.shape[1]):
-            st.node_free[n, k] -= spec.demand[d, k]
+        destination[r] = best
+        touched[best] = True
+        take_gpus(st.gpu_free, best, spec.demand[d, 0])
+        for k in range(num_resources):
+            st.node_free[best, k] -= spec.demand[d, k]
     st.node_free[:] = node_free
     st.gpu_free[:] = gpu_free
     return count
 
 
 @njit(cache=True)
-def _largest(spec: SpecArrays, st: StateArrays, leaving: NDArray[np.bool_]) -> int:
-    best = -1
-    for r in range(leaving.shape[0]):
-        if not leaving[r]:
+def _leaving_replicas(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, node: int) -> NDArray[np.int64]:
+    """Rows that have to leave ``node``, largest demand first; ``[-1]`` if one of them may not."""
+    rows = np.empty(st.replica_phase.shape[0], np.int64)
+    count = 0
+    for r in range(rows.shape[0]):
+        if st.replica_node[r] != node or st.replica_phase[r] == _STOPPING:
             continue
-        if best < 0:
-            best = r
+        if st.replica_phase[r] == _RUNNING and st.replica_peer[r] >= 0:
             continue
-        a, b = st.replica_deployment[r], st.replica_deployment[best]
-        for k in range(spec.demand.shape[1]):
-            if spec.demand[a, k] != spec.demand[b, k]:
-                if spec.demand[a, k] > spec.demand[b, k]:
-                    best = r
-                break
-    return best
+        if source_reason(spec, st, now_s, limits, r, 0) != 0:
+            rows[0] = BLOCKED
+            return rows[:1]
+        i = count
+        while i > 0 and asks_more(spec, st.replica_deployment[r], st.replica_deployment[rows[i - 1]]):
+            rows[i] = rows[i - 1]
+            i -= 1
+        rows[i] = r
+        count += 1
+    return rows[:count]
 
 
 @njit(cache=True)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import EPS
+from rayfold.envs.placement import asks_more
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
 __all__ = ["add_node", "choose_launches", "count_nodes", "is_expired", "remove_node"]
@@ -74,7 +75,7 @@ def choose_launches(spec: SpecArrays, st: StateArrays) -> NDArray[np.int64]:
     waiting = np.array([st.replica_deployment[r] for r in waiting_rows])
     for i in range(1, waiting.shape[0]):  # insertion sort by demand, largest first, stable
         j = i
-        while j > 0 and _smaller(spec, waiting[j - 1], waiting[j]):
+        while j > 0 and asks_more(spec, waiting[j], waiting[j - 1]):
             waiting[j - 1], waiting[j] = waiting[j], waiting[j - 1]
             j -= 1
     taken = np.zeros(waiting.shape[0], np.bool_)
@@ -96,15 +97,6 @@ def choose_launches(spec: SpecArrays, st: StateArrays) -> NDArray[np.int64]:
             return launches
         launches[best] += 1
         taken = best_taken
-
-
-@njit(cache=True)
-def _smaller(spec: SpecArrays, a: int, b: int) -> bool:
-    """Whether deployment ``a`` asks for less than ``b``: GPU first, then CPU, memory, custom."""
-    for k in range(spec.demand.shape[1]):
-        if spec.demand[a, k] != spec.demand[b, k]:
-            return bool(spec.demand[a, k] < spec.demand[b, k])
-    return False
 
 
 @njit(cache=True)

@@ -13,7 +13,17 @@ from rayfold.envs.devices import release_gpus, take_gpus
 from rayfold.envs.safety import capacity_reason
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
-__all__ = ["best_fit_node", "hold", "let_go", "next_to_stop", "pack_node", "replicas_on", "spread_node"]
+__all__ = [
+    "asks_more",
+    "best_fit_node",
+    "hold",
+    "less_left",
+    "let_go",
+    "next_to_stop",
+    "pack_node",
+    "replicas_on",
+    "spread_node",
+]
 
 _ALIVE = int(NodePhase.ALIVE)
 _PENDING, _STARTING, _RUNNING = (
@@ -64,8 +74,17 @@ def let_go(spec: SpecArrays, st: StateArrays, r: int, now_s: float) -> None:
         st.node_idle_since_s[n] = now_s
 
 
-@njit(cache=True)
-def _less_left(spec: SpecArrays, st: StateArrays, d: int, a: int, b: int) -> bool:
+@njit(cache=True, inline="always")
+def asks_more(spec: SpecArrays, a: int, b: int) -> bool:
+    """Whether deployment ``a`` asks for more than ``b``: GPU first, then CPU, memory, custom (``Resources.__lt__``)."""
+    for k in range(spec.demand.shape[1]):
+        if spec.demand[a, k] != spec.demand[b, k]:
+            return bool(spec.demand[a, k] > spec.demand[b, k])
+    return False
+
+
+@njit(cache=True, inline="always")
+def less_left(spec: SpecArrays, st: StateArrays, a: int, b: int) -> bool:
     """Whether node ``a`` is left with less than ``b``: GPU first, then CPU, memory, custom (``Resources.__lt__``)."""
     for k in range(spec.demand.shape[1]):
         left = st.node_free[a, k] - st.node_free[b, k]
@@ -74,12 +93,12 @@ def _less_left(spec: SpecArrays, st: StateArrays, d: int, a: int, b: int) -> boo
     return False
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def best_fit_node(spec: SpecArrays, st: StateArrays, d: int, allowed: NDArray[np.bool_]) -> int:
     """Node of ``allowed`` ``(N,)`` that one replica of ``d`` leaves fullest, -1 if it fits on none."""
     best = -1
     for n in range(st.node_type.shape[0]):
-        if allowed[n] and capacity_reason(spec, st, d, n) == 0 and (best < 0 or _less_left(spec, st, d, n, best)):
+        if allowed[n] and capacity_reason(spec, st, d, n) == 0 and (best < 0 or less_left(spec, st, n, best)):
             best = n
     return best
 

@@ -104,7 +104,7 @@ def moves_in_flight(st: StateArrays) -> int:
     return count
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _num_present(st: StateArrays, node_type: int) -> int:
     count = 0
     for n in range(st.node_type.shape[0]):
@@ -113,7 +113,7 @@ def _num_present(st: StateArrays, node_type: int) -> int:
     return count
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def source_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, r: int, in_flight: int) -> int:
     """Why replica ``r`` may not leave its node, wherever it would go.
 
@@ -164,7 +164,7 @@ def movable_replica(spec: SpecArrays, st: StateArrays, now_s: float, limits: Lim
     return -1
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def capacity_reason(spec: SpecArrays, st: StateArrays, d: int, n: int) -> int:
     """Why one more replica of ``d`` does not fit on ``n``: labels, resources, devices, replicas per node."""
     if not spec.fits_type[d, st.node_type[n]]:
@@ -184,7 +184,7 @@ def capacity_reason(spec: SpecArrays, st: StateArrays, d: int, n: int) -> int:
     return _ALLOWED
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def destination_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, d: int, n: int) -> int:
     """Why no replica of deployment ``d`` may be moved to node ``n``, whichever it is; a ``Reason``."""
     if st.node_phase[n] != _ALIVE:
