@@ -5,7 +5,7 @@ last one ignores the action and returns the first observation of the next episod
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -19,10 +19,10 @@ from rayfold.envs.scenario import Scenario, Split
 
 __all__ = ["CompactionVectorEnv"]
 
-_Arrays = tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]
+_Arrays = tuple[NDArray[np.float32], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]
 
 
-class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]):
+class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[Any]]):
     """The process of ``CompactionEnv`` for ``num_envs`` clusters, with the flat observation of ``layout.py``.
 
     Args:
@@ -37,7 +37,7 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         seed: Seeds the first reset where ``reset`` gives none.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
 
     def __init__(
         self,

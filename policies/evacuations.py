@@ -1,0 +1,66 @@
+"""Evacuations a heuristic can choose from: every node that could be emptied now, with its moves and price."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rayfold.envs.evacuation import evacuation, move_price_usd
+from rayfold.envs.moves import Move, Plan
+from rayfold.envs.safety import Limits, move_masks, moves_in_flight
+from rayfold.envs.state import ClusterState, NodePhase
+
+__all__ = ["Evacuation", "evacuations", "first_moves"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evacuation:
+    """One way to empty a node."""
+
+    node_idx: int
+    moves: tuple[Move, ...]  # largest replica first
+    price_usd: float  # expected disruption of all moves
+    node_usd_per_h: float  # what releasing the node saves
+    is_underway: bool  # replicas have been moved off it lately: it is fenced
+
+
+def evacuations(state: ClusterState, limits: Limits) -> list[Evacuation]:
+    """All nodes that can be emptied onto other occupied nodes, by best fit.
+
+    Args:
+        state: The cluster.
+        limits: What the safety filter allows; its limit on concurrent moves does not restrict this list.
+
+    Returns:
+        One entry per node with at least one replica left to move, in order of node rows.
+    """
+    st, spec = state.arrays, state.spec.arrays
+    prices = state.spec.settings.prices
+    shape = (len(st.node_type), state.spec.num_deployments)
+    source, may_take = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    move_masks(spec, st, state.now_s, limits, source, may_take)
+    destination = np.empty(len(st.replica_phase), np.int64)
+    found = []
+    for n in np.flatnonzero(st.node_phase == NodePhase.ALIVE):
+        if evacuation(spec, st, state.now_s, limits, may_take, n, destination) <= 0:
+            continue
+        rows = np.flatnonzero(destination >= 0)
+        rows = rows[np.argsort(-spec.demand[st.replica_deployment[rows], 0], kind="stable")]
+        cost_usd = sum(
+            move_price_usd(spec, st.replica_deployment[r], prices.move_frac, prices.disruption_scale) for r in rows
+        )
+        found.append(
+            Evacuation(
+                node_idx=int(n),
+                moves=tuple(Move(int(r), int(destination[r])) for r in rows),
+                price_usd=float(cost_usd),
+                node_usd_per_h=float(spec.type_price_usd_per_h[st.node_type[n]]),
+                is_underway=bool(st.node_fenced_until_s[n] > state.now_s),
+            )
+        )
+    return found
+
+
+def first_moves(state: ClusterState, chosen: Evacuation, limits: Limits, reason: str) -> Plan:
+    """The part of an evacuation that the limit on concurrent moves leaves room for now."""
+    room = max(0, limits.max_concurrent_moves - moves_in_flight(state.arrays))
+    return Plan(moves=chosen.moves[:room], scores=(-chosen.price_usd,) * min(room, len(chosen.moves)), reason=reason)
