@@ -37,7 +37,7 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         seed: Seeds the first reset where ``reset`` gives none.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012  # an instance attribute of the base class
 
     def __init__(
         self,
