@@ -42,7 +42,7 @@ class Trace:
     @property
     def num_bins(self) -> int:
         """B."""
-        return self.requests.shape[1]
+        return int(self.requests.shape[1])
 
     def output_tokens_per_request(self, series_idx: int, bins: slice) -> float:
         """Mean output tokens of the requests whose tokens are known, nan if there are none.

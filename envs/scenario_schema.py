@@ -1,0 +1,249 @@
+"""Schema of a scenario file: pydantic models for untrusted text, and its mistakes as one line each.
+
+Nothing outside ``scenario_file.py`` sees these models; it turns them into the dataclasses of ``cluster.py``.
+"""
+
+import math
+from typing import Annotated, Any, get_args
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from rayfold.envs.cluster import PlacementGroupStrategy, SchedulingStrategy
+from rayfold.envs.generator import TrafficKind
+from rayfold.errors import InputError
+
+__all__ = ["DeploymentModel", "GeneratorModel", "ScenarioModel", "parse_scenario"]
+
+_MAX_GPUS = 62  # devices of a node are bits of an int64
+
+
+def _check_order(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError("[min, max] with min <= max")
+    return value
+
+
+def _check_gpus(value: dict[str, float]) -> dict[str, float]:
+    gpus = value.get("GPU", 0.0)
+    if gpus != int(gpus) or gpus > _MAX_GPUS:
+        raise ValueError(f"a whole number of GPUs, at most {_MAX_GPUS}")
+    return value
+
+
+Text = Annotated[str, StringConstraints(strict=True, min_length=1, strip_whitespace=True)]
+Amount = Annotated[float, Field(ge=0, strict=True)]
+Positive = Annotated[float, Field(gt=0, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+Count = Annotated[int, Field(ge=0, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+Span = Annotated[tuple[Amount, Amount], AfterValidator(_check_order)]
+Labels = dict[Text, Text]
+Resources = dict[Text, Amount]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class NodeTypeModel(_Model):
+    """A node type."""
+
+    name: Text
+    resources: Annotated[Resources, AfterValidator(_check_gpus)]
+    price_usd_per_h: Amount
+    accelerator: str = ""
+    labels: Labels = {}
+    min_nodes: Count = 0
+    max_nodes: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 8
+    boot_s: Span = (120.0, 180.0)
+
+
+class ShapeModel(_Model):
+    """What a replica asks for."""
+
+    bundles: Annotated[tuple[Resources, ...], Field(min_length=1)]
+    strategy: PlacementGroupStrategy = PlacementGroupStrategy.NONE
+
+
+class AutoscalingModel(_Model):
+    """Serve's autoscaling settings."""
+
+    min_replicas: Count = 1
+    max_replicas: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 8
+    initial_replicas: Count | None = None
+    target_ongoing_requests: Positive = 2.0
+    upscale_delay_s: Amount = 30.0
+    downscale_delay_s: Amount = 600.0
+    upscaling_factor: Positive = 1.0
+    downscaling_factor: Positive = 1.0
+    look_back_period_s: Positive = 30.0
+
+
+class GeneratorModel(_Model):
+    """A generated series; the fields of ``GeneratorSettings``."""
+
+    kind: TrafficKind
+    mean_rps: Amount
+    noise_frac: Annotated[float, Field(ge=0, le=2, strict=True)] = 0.1
+    swing_frac: Share = 0.6
+    peak_at_h: Annotated[float, Field(ge=0, le=24, strict=True)] = 14.0
+    active_frac: Annotated[float, Field(gt=0, le=1, strict=True)] = 0.1
+    active_s: Positive = 900.0
+    burst_factor: Annotated[float, Field(ge=1, strict=True)] = 5.0
+    low_frac: Amount = 0.1
+    drop_at_s: Span = (0.0, 3600.0)
+    low_for_s: Span | None = None  # None = for good
+
+
+class RequestsModel(_Model):
+    """Traffic of a deployment: which series, and what its requests are like."""
+
+    series: Text | None = None  # series_id in the scenario's traces
+    scale: Positive = 1.0  # times the series' rate
+    generator: GeneratorModel | None = None
+    ttft_s: Amount = 0.5  # time to first token
+    tpot_s: Amount = 0.03  # time per output token
+    output_tokens_per_request: Positive | None = None  # None = mean of the series on the training days
+    burstiness_cv: Amount = 1.5  # CV of inter-arrival times
+
+
+class DeploymentModel(_Model):
+    """A deployment."""
+
+    name: Text
+    app: Text = "default"
+    shape: ShapeModel
+    autoscaling: AutoscalingModel = AutoscalingModel()
+    max_ongoing_requests: Positive = 5.0
+    max_replicas_per_node: Count = 0
+    label_selector: Labels = {}
+    startup_s: Span = (60.0, 120.0)
+    drain_s: Span = (2.0, 10.0)
+    is_movable: Flag = True
+    requests: RequestsModel
+
+
+class PricesModel(_Model):
+    """Prices of DESIGN §5."""
+
+    move_frac: Amount = 0.02
+    unserved_factor: Amount = 3.0
+    disruption_scale: Amount = 1.0
+
+
+class SettingsModel(_Model):
+    """Settings of the cluster and of the decision process."""
+
+    scheduling: SchedulingStrategy = SchedulingStrategy.SPREAD
+    idle_timeout_s: Amount = 300.0
+    decision_interval_s: Positive = 60.0
+    substep_s: Positive = 5.0
+    prices: PricesModel = PricesModel()
+
+
+class LimitsModel(_Model):
+    """Limits of the safety filter."""
+
+    max_concurrent_moves: Count = 4
+    deployment_cooldown_s: Amount = 120.0
+    fence_s: Amount = 600.0
+    use_unreleasable_nodes: Flag = False
+
+
+class TrafficModel(_Model):
+    """Trace files and how their days are split; no traces = generated traffic."""
+
+    traces: tuple[Text, ...] = ()
+    train_days: Span = (0.0, 7.0)  # from day .. to day
+    validation_days: Span = (7.0, 14.0)
+    generator_bin_s: Positive = 60.0
+
+
+class ScenarioModel(_Model):
+    """A scenario file."""
+
+    description: Text
+    horizon_s: Positive
+    settings: SettingsModel = SettingsModel()
+    limits: LimitsModel = LimitsModel()
+    traffic: TrafficModel = TrafficModel()
+    node_types: Annotated[tuple[NodeTypeModel, ...], Field(min_length=1)]
+    deployments: Annotated[tuple[DeploymentModel, ...], Field(min_length=1)]
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key given twice, which plain YAML would drop silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def parse_scenario(text: str, where: str) -> ScenarioModel:
+    """Parses a scenario file.
+
+    Args:
+        text: Its content.
+        where: Its name, for messages.
+
+    Raises:
+        InputError: The first mistake, with its line or its dotted path.
+    """
+    try:
+        data = yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as err:
+        mark = err.problem_mark or err.context_mark
+        place = f"{where}:{mark.line + 1}" if mark else where
+        raise InputError(place, "valid YAML", " ".join(str(err.problem or err.context).split())) from None
+    except (yaml.YAMLError, RecursionError) as err:
+        raise InputError(where, "valid YAML", " ".join(str(err).split())) from None
+    try:
+        return ScenarioModel.model_validate(data)
+    except ValidationError as err:
+        raise _first_mistake(err, where) from None
+
+
+def _first_mistake(err: ValidationError, where: str) -> InputError:
+    first = err.errors()[0]
+    loc = [str(part) for part in first["loc"] if part != "[key]"]
+    where = f"{where}: {'.'.join(loc)}" if loc else where
+    got = _short(first["input"])
+    match first["type"]:
+        case "extra_forbidden":
+            return InputError(where, f"one of the keys {', '.join(_keys_at(loc[:-1]))}", repr(loc[-1]))
+        case "missing":
+            return InputError(where, "a value", "nothing")
+        case "model_type" | "model_attributes_type":
+            return InputError(where, f"a mapping with keys {', '.join(_keys_at(loc))}", got)
+        case "value_error":
+            return InputError(where, str(first["ctx"]["error"]), got)
+    message = first["msg"][:1].lower() + first["msg"][1:]
+    return InputError(where, message.removeprefix("input should be "), got)
+
+
+def _keys_at(loc: list[str]) -> list[str]:
+    """The keys that the schema knows at a dotted path."""
+    model: type[BaseModel] = ScenarioModel
+    for part in loc:
+        if part in model.model_fields:
+            model = next(iter(_models_in(model.model_fields[part].annotation)), model)
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."

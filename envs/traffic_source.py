@@ -1,0 +1,105 @@
+"""Where an episode's request rates come from: a stretch of a trace, or the generator.
+
+Dims: B rate bins, D deployments.
+"""
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayfold.envs.generator import GeneratorSettings, generate_rates
+
+__all__ = ["BinRange", "GeneratorSource", "RequestModel", "Split", "TraceSource", "TrafficSource"]
+
+_DAY_S = 86400.0
+
+
+class Split(enum.StrEnum):
+    """Which part of the traffic: for training and tuning, or for choosing models and reporting figures."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+
+
+class RequestModel(NamedTuple):
+    """What the requests of each deployment are like."""
+
+    service_s: NDArray[np.float64]  # (D,) mean time a request is ongoing
+    tokens_per_request: NDArray[np.float64]  # (D,) mean output tokens
+    burstiness_cv: NDArray[np.float64]  # (D,) CV of inter-arrival times within a bin
+
+
+class BinRange(NamedTuple):
+    """Bins ``[first, end)`` of a trace."""
+
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TraceSource:
+    """Rates of a trace; each episode begins at a random bin of its split and ends within it."""
+
+    name: str  # the trace files, for reports
+    rates_rps: NDArray[np.float64]  # (B, D)
+    bin_s: float
+    splits: Mapping[Split, BinRange]
+
+    def max_horizon_s(self, split: Split) -> float:
+        """Longest episode that fits in a split."""
+        bins = self.splits[split]
+        return max(0, bins.end - bins.first) * self.bin_s
+
+    def rates(self, rng: np.random.Generator, split: Split, horizon_s: float) -> NDArray[np.float64]:
+        """Draws the rates of one episode.
+
+        Args:
+            rng: Draws the first bin.
+            split: Where from.
+            horizon_s: Length, at most ``max_horizon_s(split)``.
+
+        Returns:
+            ``(B', D)`` requests per second; B' bins cover the horizon.
+        """
+        num_bins = math.ceil(horizon_s / self.bin_s - 1e-9)
+        bins = self.splits[split]
+        first = int(rng.integers(bins.first, bins.end - num_bins + 1))
+        return self.rates_rps[first : first + num_bins]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorSource:
+    """Generated rates, one series per deployment, from a random time of day on.
+
+    It has no days, so the splits differ by their random streams only.
+    """
+
+    settings: tuple[GeneratorSettings, ...]  # D
+    bin_s: float
+
+    @property
+    def name(self) -> str:
+        """For reports."""
+        return "generated"
+
+    def max_horizon_s(self, split: Split) -> float:
+        """No limit, in either ``split``."""
+        return math.inf
+
+    def rates(self, rng: np.random.Generator, split: Split, horizon_s: float) -> NDArray[np.float64]:
+        """Draws the rates of one episode: ``(B, D)``; see ``TraceSource.rates``."""
+        num_bins = math.ceil(horizon_s / self.bin_s - 1e-9)
+        start_s = rng.uniform(0.0, _DAY_S)
+        columns = [
+            generate_rates(s, num_bins=num_bins, bin_s=self.bin_s, start_s=start_s, rng=child)
+            for s, child in zip(self.settings, rng.spawn(len(self.settings)), strict=True)
+        ]
+        return np.stack(columns, axis=1)
+
+
+TrafficSource = TraceSource | GeneratorSource
