@@ -2,6 +2,7 @@
 
 import csv
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,14 @@ def test_with_horizon(tmp_path: Path) -> None:
             scenario.with_horizon(bad)
     with pytest.raises(InputError, match="at most 604800 s"):
         scenario.with_horizon(8 * 86400.0)
+
+
+def test_pickled_scenario_draws_the_same(tmp_path: Path) -> None:
+    """RLlib sends scenarios to its workers: a copy draws equal traffic."""
+    for scenario in (_trace_scenario(tmp_path), load_scenario("smoke")):
+        copy = pickle.loads(pickle.dumps(scenario))
+        a, b = (s.sample(np.random.default_rng(1), Split.TRAIN) for s in (scenario, copy))
+        np.testing.assert_array_equal(a.ongoing, b.ongoing)
 
 
 def _fleet(scenario: Scenario, split: Split, seed: int) -> tuple[float, int, int]:

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
-from rayfold.envs.scenario import load_scenario
+from rayfold.envs.scenario import Split, load_scenario
 from rayfold.errors import InputError
 
 HEADER = "t_s,series_id,requests,input_tokens,output_tokens\n"
@@ -218,6 +219,15 @@ def test_trace_beside_the_scenario_or_in_the_folder_given(tmp_path: Path) -> Non
     elsewhere.mkdir()
     (elsewhere / "away.yaml").write_text(yaml.safe_dump(data))
     assert load_scenario(elsewhere / "away.yaml", tmp_path).requests.tokens_per_request[0] == 10.0
+
+
+def test_scale_multiplies_the_rate_of_its_deployment_only(tmp_path: Path) -> None:
+    """36 requests in an hour are 0.01 per second; the second deployment asks for 2.5 times that."""
+    data = _with_traces(tmp_path, "t_3600s.csv")
+    data["deployments"][1]["requests"]["scale"] = 2.5
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(data))
+    rates = load_scenario(tmp_path / "x.yaml").source.rates(np.random.default_rng(0), Split.TRAIN, 86400.0)
+    np.testing.assert_allclose(rates, np.tile([0.01, 0.025], (24, 1)))
 
 
 @pytest.mark.parametrize(

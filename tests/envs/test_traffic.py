@@ -59,7 +59,8 @@ def test_burstiness_sets_the_dispersion_of_arrivals() -> None:
 
 def test_episode_starts_stationary() -> None:
     """The first row has the stationary mean and variance over seeds: no ramp from an empty queue."""
-    first = np.array([_sample(np.full((1, 1), 2.0), seed, num_steps=2).ongoing[0, 0] for seed in range(800)])
+    rates, service_s = np.full((1, 1), 0.02), np.array([1000.0])  # longer than any warm-up
+    first = np.array([_sample(rates, k, num_steps=2, service_s=service_s).ongoing[0, 0] for k in range(800)])
     assert first.mean() == pytest.approx(20.0, abs=4 * math.sqrt(20.0 / 800))
     assert first.var() == pytest.approx(20.0, rel=0.25)
 
