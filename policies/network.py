@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rayfold.envs.layout import DEPLOYMENT_FEATURES, GLOBAL_FEATURES, NODE_FEATURES, NOOP
 
-__all__ = ["Choice", "CompactionNet", "Encoding", "NetworkConfig", "action_logp", "source_mask"]
+__all__ = ["MASKED", "Choice", "CompactionNet", "Encoding", "NetworkConfig", "Obs", "action_logp", "source_mask"]
 
 Obs = dict[str, Tensor]
 
@@ -47,6 +47,7 @@ class Choice(NamedTuple):
 
     actions: Tensor  # (B, 2) int64: source, destination; the destination is 0 with NOOP
     logp: Tensor  # (B,) log-probability of the whole action
+    noop_logp: Tensor  # (B,) log-probability of NOOP
 
 
 class Block(nn.Module):
@@ -198,9 +199,9 @@ class CompactionNet(nn.Module):
         masked: Tensor = scores.masked_fill(~allowed, MASKED)
         return masked
 
-    def value(self, encoding: Encoding) -> Tensor:
-        """Expected discounted return ``(B,)``, in the environment's reward unit."""
-        value: Tensor = self.value_out(encoding.pooled)
+    def value(self, pooled: Tensor) -> Tensor:
+        """Expected discounted return ``(B,)``, in the environment's reward unit, from ``Encoding.pooled``."""
+        value: Tensor = self.value_out(pooled)
         return value.squeeze(-1)
 
     def act(self, obs: Obs, *, greedy: bool = False, generator: torch.Generator | None = None) -> Choice:
@@ -218,4 +219,5 @@ class CompactionNet(nn.Module):
         destination = _pick(destination_logits, greedy, generator)
         destination = torch.where(source == NOOP, torch.zeros_like(destination), destination)
         actions = torch.stack([source, destination], -1)
-        return Choice(actions, action_logp(source_logits, destination_logits, actions))
+        logp = action_logp(source_logits, destination_logits, actions)
+        return Choice(actions, logp, source_logits.log_softmax(-1)[:, NOOP])

@@ -1,0 +1,71 @@
+"""``LearnedPolicy``: a trained network as a ``Policy``. One plan is one tick of the decision process."""
+
+import numpy as np
+import torch
+
+from rayfold.envs.encoding import encode_state
+from rayfold.envs.layout import NOOP, ObsLayout
+from rayfold.envs.moves import Move, Plan
+from rayfold.envs.safety import Limits, movable_replica
+from rayfold.envs.state import ClusterState
+from rayfold.envs.transition import with_move
+from rayfold.policies.network import CompactionNet
+
+__all__ = ["LearnedPolicy"]
+
+
+class LearnedPolicy:
+    """Takes moves from the network until it says NOOP or the safety filter allows no more.
+
+    After each move the network sees the state as it is with that move begun, just as in training. It is
+    size-agnostic: the observation has the state's own size, whatever was trained on.
+
+    Args:
+        net: The network, in eval mode.
+        limits: What the safety filter allows; gives the masks.
+        greedy: Take the likeliest action instead of sampling one.
+        name: Name in reports.
+    """
+
+    def __init__(self, net: CompactionNet, limits: Limits, *, greedy: bool = False, name: str = "learned") -> None:
+        self.net, self.limits, self.greedy, self.name = net, limits, greedy, name
+        self._is_first_tick = True
+
+    def reset(self) -> None:
+        """The next tick is the first of an episode."""
+        self._is_first_tick = True
+
+    def plan(self, state: ClusterState, rng: np.random.Generator) -> Plan:
+        """Moves of this tick, scored by their log-probability."""
+        layout = ObsLayout(len(state.arrays.node_type), state.spec.num_deployments)
+        if 0 in layout:
+            return Plan(reason="there is nothing to move")
+        dt_intervals = 0.0 if self._is_first_tick else 1.0
+        self._is_first_tick = False
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63 - 1)))
+        moves: list[Move] = []
+        scores: list[float] = []
+        p_noop = 1.0
+        # Each move is in flight at once, so the filter's own limit ends the loop with a NOOP at the latest.
+        for _ in range(self.limits.max_concurrent_moves + 1):
+            source, destination, logp, p_noop = self._choose(state, layout, dt_intervals, generator)
+            if source == NOOP:
+                break
+            n, d = divmod(source - 1, layout.num_deployments)
+            row = movable_replica(state.spec.arrays, state.arrays, state.now_s, self.limits, n, d)
+            moves.append(Move(int(row), destination))
+            scores.append(logp)
+            state = with_move(state, moves[-1], self.limits)
+            dt_intervals = 0.0
+        reason = f"{len(moves)} moves, then waits with probability {p_noop:.2f}"
+        return Plan(moves=tuple(moves), scores=tuple(scores), reason=reason)
+
+    def _choose(
+        self, state: ClusterState, layout: ObsLayout, dt_intervals: float, generator: torch.Generator
+    ) -> tuple[int, int, float, float]:
+        """Source, destination, log-probability of both, and the probability of NOOP."""
+        obs = torch.from_numpy(encode_state(state, self.limits, layout, dt_intervals)).unsqueeze(0)
+        with torch.inference_mode():
+            choice = self.net.act(layout.split(obs), greedy=self.greedy, generator=generator)
+        source, destination = choice.actions[0].tolist()
+        return source, destination, float(choice.logp[0]), float(choice.noop_logp[0].exp())
