@@ -31,7 +31,10 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         layout: Padded size; the smallest that holds all scenarios if None.
         split: Which days the traffic is drawn from.
         horizon_s: Longest episode; a scenario's own horizon where it is shorter.
-        reward_scale: Reward per US dollar.
+        reward_scale: Factor on the reward.
+        normalize: Reward in units of what the episode's first tick had to cost at least (the lower bound, or the
+            cheapest node), instead of US dollars: observations carry no absolute dollars either, and clusters of
+            all sizes weigh the same.
         subtract_bound: Adds the lower bound on the node bill to the reward. It does not depend on the actions to
             first order, and without it the value function has to learn the size of the bill (RLLIB_NOTES Q3).
         seed: Seeds the first reset where ``reset`` gives none.
@@ -48,12 +51,13 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         split: Split = Split.TRAIN,
         horizon_s: float | None = None,
         reward_scale: float = 1.0,
+        normalize: bool = False,
         subtract_bound: bool = False,
         seed: int | None = None,
     ) -> None:
         self.scenarios = [s if horizon_s is None else s.with_horizon(min(horizon_s, s.horizon_s)) for s in scenarios]
         self.num_envs, self.split = num_envs, split
-        self.reward_scale, self.subtract_bound = reward_scale, subtract_bound
+        self.reward_scale, self.normalize, self.subtract_bound = reward_scale, normalize, subtract_bound
         self.layout = layout or scenario_layout(*scenarios)
         self.single_observation_space = flat_observation_space(self.layout)
         self.single_action_space = action_space(self.layout)
@@ -61,12 +65,16 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._rngs = np.random.default_rng(seed).spawn(num_envs)
         self.episodes: list[Episode] = []
+        self._scale = np.full(num_envs, reward_scale)  # (B,) reward per US dollar
         self._ended = np.zeros(num_envs, np.bool_)
 
     def _begin(self, b: int) -> Episode:
         rng = self._rngs[b]
         scenario = self.scenarios[int(rng.integers(len(self.scenarios)))]
-        return Episode(scenario, self.layout, self.split, rng)
+        episode = Episode(scenario, self.layout, self.split, rng)
+        if self.normalize:
+            self._scale[b] = self.reward_scale / _first_tick_usd(episode)
+        return episode
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -93,8 +101,16 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
                 continue
             outcome = self.episodes[b].act(int(actions[b, 0]), int(actions[b, 1]))
             baseline = outcome.bound_usd if self.subtract_bound else 0.0
-            reward[b] = (outcome.reward_usd + baseline) * self.reward_scale
+            reward[b] = (outcome.reward_usd + baseline) * self._scale[b]
             truncated[b] = outcome.truncated
             self.episodes[b].encode(outcome.dt_intervals, obs[b])
         self._ended = truncated.copy()
         return obs, reward, np.zeros(self.num_envs, np.bool_), truncated, {}
+
+
+def _first_tick_usd(episode: Episode) -> float:
+    """What the first tick of an episode costs at least."""
+    spec = episode.scenario.spec
+    cheapest = float(spec.arrays.type_price_usd_per_h.min())
+    hourly = max(episode.simulator.bound_usd_per_h, cheapest, 1e-9)
+    return hourly * spec.settings.decision_interval_s / 3600.0
