@@ -236,3 +236,23 @@ def test_low_scale_scales_a_down(seed: int) -> None:
     assert wanted[0, 0] > 5
     assert wanted[:, 0].min() == 1
     assert (np.ptp(wanted[:, 1:], axis=0) <= 1).all()
+
+
+@pytest.mark.parametrize("name", ["low_scale", "smoke", "local_demo"])
+def test_compaction_has_something_to_do(name: str) -> None:
+    """Without moves, most episodes pay for a node more than the replicas need, for a tenth of the time or longer."""
+    scenario = load_scenario(name)
+    gpus = scenario.spec.arrays.demand[:, 0]
+    num_wasteful = 0
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        traffic = scenario.sample(rng, Split.TRAIN)
+        sim = Simulator(initial_state(scenario.spec, traffic, rng), traffic, scenario.limits, rng)
+        wasteful = []
+        while sim.num_steps_left >= 12:
+            sim.advance(12)
+            st = sim.view.arrays
+            needed = np.ceil(gpus[st.replica_deployment[st.replica_deployment >= 0]].sum() / 4)
+            wasteful.append(len(np.unique(st.replica_node[st.replica_node >= 0])) > needed)
+        num_wasteful += np.mean(wasteful) >= 0.1
+    assert num_wasteful >= 6
