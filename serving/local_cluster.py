@@ -3,7 +3,7 @@
 Worker nodes are raylets on the loopback address, launched on demand and terminated when idle; Ray itself moves
 the head (``ray start``) from the loopback to the machine's own address. The cluster has its
 own ports and its own temporary directory, so it can run beside another Ray; only its own processes are ended.
-Authentication follows the user's environment on both ends: with a Ray auth token in place the cluster uses it.
+It has its own authentication token, which only this process and its children know.
 """
 
 import json
@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import ray
+import ray._raylet as raylet
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from rayfold.envs.cluster import CPU, MEMORY_GIB, NodeType
@@ -53,6 +55,17 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind((LOOPBACK, 0))
         return int(s.getsockname()[1])
+
+
+def _set_ray_env(values: Mapping[str, str | None]) -> None:
+    """Sets (None: removes) environment variables that Ray has read before, and makes it read them again."""
+    for name, value in values.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    compiled: Any = raylet
+    compiled.Config.initialize("")
+    compiled.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _ray_resources(node_type: NodeType) -> dict[str, float]:
@@ -119,6 +132,7 @@ class LocalCluster:
 
     Attributes:
         address: ``host:port`` for ``ray.init(address=...)``.
+        client_env: What another process must have in its environment to connect.
     """
 
     def __init__(
@@ -133,6 +147,8 @@ class LocalCluster:
         self.idle_timeout_s = idle_timeout_s
         self.address = f"{LOOPBACK}:{free_port()}"
         self._head_cpus = head_cpus
+        self.client_env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self._outer_env: dict[str, str | None] | None = None
         self._mark = f"rayfold-{secrets.token_hex(8)}"
         self._extra_env = dict(extra_env or {})
         self._temp_dir: Path | None = None
@@ -199,6 +215,7 @@ class LocalCluster:
         return {
             **outer,
             **self._extra_env,
+            **self.client_env,
             processes.MARK: self._mark,
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_FAKE_CLUSTER": "1",
@@ -207,12 +224,25 @@ class LocalCluster:
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         }
 
+    def connect(self) -> None:
+        """Connects this process as a driver, with the cluster's token, until ``stop``."""
+        self._outer_env = {name: os.environ.get(name) for name in self.client_env}
+        _set_ray_env(self.client_env)
+        ray.init(address=self.address, log_to_driver=False, logging_level=logging.WARNING)
+
+    def _disconnect(self) -> None:
+        if self._outer_env is not None:
+            ray.shutdown()
+            _set_ray_env(self._outer_env)
+            self._outer_env = None
+
     def stop(self, grace_s: float = 5.0) -> None:
         """Ends every process of this cluster and removes its files. Safe to call twice.
 
         Args:
             grace_s: Time to end by themselves before they are killed.
         """
+        self._disconnect()
         if self._temp_dir is None:
             return
         left = processes.end(self._mark, self._temp_dir, grace_s=grace_s, clock=time.monotonic)
