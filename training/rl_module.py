@@ -4,6 +4,7 @@ The module samples its own actions. For training it conditions the second stage 
 again there, as RLlib's own autoregressive example does, gives a wrong PPO ratio.
 """
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -88,8 +89,9 @@ class CompactionRLModule(TorchRLModule, ValueFunctionAPI):
         """Builds the network for the action space's layout."""
         super().setup()  # type: ignore[no-untyped-call]
         self.layout = space_layout(self.action_space)
-        fields: Any = self.model_config
-        self.net = CompactionNet(NetworkConfig(**fields))
+        settings: Any = self.model_config  # RLlib adds fields of its own
+        own = {field.name: settings[field.name] for field in dataclasses.fields(NetworkConfig)}
+        self.net = CompactionNet(NetworkConfig(**own))
         self._distribution = type("SizedMoveDistribution", (MoveDistribution,), {"num_nodes": self.layout.num_nodes})
 
     def _obs(self, batch: dict[str, Any]) -> Obs:

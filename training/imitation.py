@@ -1,0 +1,196 @@
+"""Warm start: a network learns to do what a heuristic does, and what that is worth.
+
+The heuristic's plans are taken apart into the actions of the decision process, one by one, and played in real
+episodes. The value head learns the semi-MDP returns that followed, so that PPO starts with a baseline.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rayfold.envs.episode import Episode
+from rayfold.envs.layout import NOOP, ObsLayout
+from rayfold.envs.safety import Limits
+from rayfold.envs.scenario import Scenario, Split
+from rayfold.policies.network import CompactionNet, action_logp
+from rayfold.policies.protocol import Policy
+
+__all__ = ["Demonstrations", "ImitationConfig", "demonstrate", "discounted_returns", "imitate"]
+
+MakePolicy = Callable[[Limits], Policy]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImitationConfig:
+    """How long and how to imitate."""
+
+    num_steps: int = 16_000  # actions to demonstrate, at least one episode
+    epochs: int = 3
+    minibatch: int = 256
+    lr: float = 2e-3  # peak of a one-cycle schedule
+    value_coeff: float = 0.5
+    gamma: float = 0.99  # per decision interval
+    reward_scale: float = 1.0  # per US dollar, as in the environment
+    max_s: float = float("inf")  # wall time of demonstration and learning together
+
+
+class Demonstrations(NamedTuple):
+    """What was seen and done, M steps of several episodes."""
+
+    obs: NDArray[np.float32]  # (M, size)
+    actions: NDArray[np.int64]  # (M, 2)
+    returns: NDArray[np.float32]  # (M,) discounted reward to go, NaN where the horizon cuts too much of it off
+
+
+def discounted_returns(
+    rewards: NDArray[np.float64], dt: NDArray[np.float64], gamma: float, min_left: float
+) -> NDArray[np.float64]:
+    """Semi-MDP returns of one episode.
+
+    Args:
+        rewards: ``(T,)``.
+        dt: ``(T,)`` decision intervals that each step took.
+        gamma: Discount per decision interval.
+        min_left: Returns with fewer decision intervals than this left are NaN.
+    """
+    returns, following = np.empty(len(rewards)), 0.0
+    for t in range(len(rewards) - 1, -1, -1):
+        following = rewards[t] + gamma ** dt[t] * following
+        returns[t] = following
+    left = dt[::-1].cumsum()[::-1]
+    returns[left < min_left] = np.nan
+    return returns
+
+
+def _demonstrate_episode(
+    episode: Episode, policy: Policy, rng: np.random.Generator, config: ImitationConfig
+) -> Demonstrations:
+    obs: list[NDArray[np.float32]] = []
+    actions: list[tuple[int, int]] = []
+    rewards: list[float] = []
+    dt: list[float] = []
+    policy.reset()
+    pending: list[tuple[int, int]] = []
+    elapsed, truncated, is_tick = 0.0, False, True
+    while not truncated:
+        if is_tick:
+            plan = policy.plan(episode.simulator.state(), rng)
+            pending = [episode.to_action(move) for move in plan.moves]
+        action = pending.pop(0) if pending else (NOOP, 0)
+        obs.append(episode.encode(elapsed))
+        outcome = episode.act(*action)
+        actions.append(action if outcome.moved else (NOOP, 0))
+        rewards.append((outcome.reward_usd + outcome.bound_usd) * config.reward_scale)
+        elapsed, truncated, is_tick = outcome.dt_intervals, outcome.truncated, not outcome.moved
+        dt.append(elapsed)
+    # Beyond this many intervals less than a tenth of the return is missing.
+    min_left = np.log(0.1) / np.log(config.gamma) if 0.0 < config.gamma < 1.0 else 0.0
+    min_left = min(min_left, 0.5 * sum(dt))
+    returns = discounted_returns(np.array(rewards), np.array(dt), config.gamma, min_left)
+    return Demonstrations(np.stack(obs), np.array(actions, np.int64), returns.astype(np.float32))
+
+
+def demonstrate(
+    scenarios: Sequence[Scenario],
+    layout: ObsLayout,
+    make_policy: MakePolicy,
+    rng: np.random.Generator,
+    config: ImitationConfig,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Demonstrations:
+    """Plays episodes of the train split, scenario after scenario, until there are enough steps.
+
+    Args:
+        scenarios: With the horizon to play.
+        layout: Holds all of them.
+        make_policy: The heuristic, for a scenario's limits.
+        rng: Draws episodes and policy.
+        config: How many steps; half of ``max_s`` is for this.
+        should_stop: Ends it after the present episode.
+    """
+    parts: list[Demonstrations] = []
+    begun, num_steps = time.monotonic(), 0
+    while num_steps < config.num_steps:
+        scenario = scenarios[len(parts) % len(scenarios)]
+        episode_rng, policy_rng = rng.spawn(2)
+        episode = Episode(scenario, layout, Split.TRAIN, episode_rng)
+        parts.append(_demonstrate_episode(episode, make_policy(scenario.limits), policy_rng, config))
+        num_steps += len(parts[-1].actions)
+        if should_stop() or time.monotonic() - begun > 0.5 * config.max_s:
+            break
+    return Demonstrations(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def imitate(
+    net: CompactionNet,
+    layout: ObsLayout,
+    shown: Demonstrations,
+    config: ImitationConfig,
+    *,
+    seed: int = 0,
+    on_progress: Callable[[float, dict[str, float]], None] = lambda frac, metrics: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """Trains ``net`` in place.
+
+    Args:
+        net: The network.
+        layout: Of the demonstrated observations.
+        shown: What to imitate.
+        config: How; half of ``max_s`` is for this.
+        seed: Of the order of the minibatches.
+        on_progress: Called now and then with the share that is done and the present metrics.
+        should_stop: Ends it after the present minibatch.
+
+    Returns:
+        ``nll`` and ``value_loss`` over the last 50 minibatches, ``noop_frac`` and ``num_steps`` of the data.
+    """
+    obs, actions, returns = (torch.from_numpy(array) for array in shown)
+    size = min(config.minibatch, len(actions))
+    total = config.epochs * (len(actions) // size)
+    optimizer = torch.optim.Adam(net.parameters(), lr=config.lr / 25)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=max(2, total))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        last = net.value_out[-1]
+        assert isinstance(last, torch.nn.Linear)
+        last.bias.fill_(returns.nanmean().nan_to_num())
+    begun, losses = time.monotonic(), []
+    metrics = {"noop_frac": float((actions[:, 0] == NOOP).float().mean()), "num_steps": float(len(actions))}
+    order = torch.empty(0, dtype=torch.long)
+    for step in range(total):
+        if len(order) < size:
+            order = torch.randperm(len(actions), generator=generator)
+        rows, order = order[:size], order[size:]
+        nll, value_loss = _losses(net, layout, obs[rows], actions[rows], returns[rows])
+        optimizer.zero_grad()
+        (nll + config.value_coeff * value_loss).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append((nll.item(), value_loss.item()))
+        metrics["nll"], metrics["value_loss"] = (float(x) for x in np.mean(losses[-50:], 0))
+        if step % 10 == 0:
+            on_progress((step + 1) / total, metrics)
+        if should_stop() or time.monotonic() - begun > 0.5 * config.max_s:
+            break
+    return metrics
+
+
+def _losses(
+    net: CompactionNet, layout: ObsLayout, flat: torch.Tensor, actions: torch.Tensor, returns: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean negative log-likelihood, and mean squared error of the value where the return is known."""
+    obs = layout.split(flat)
+    encoding = net.encode(obs)
+    source_logits = net.source_logits(obs, encoding)
+    destination_logits = net.destination_logits(obs, encoding, actions[:, 0])
+    known = ~returns.isnan()
+    error = torch.where(known, net.value(encoding.pooled) - returns.nan_to_num(), torch.zeros(()))
+    nll = -action_logp(source_logits, destination_logits, actions).mean()
+    return nll, error.square().sum() / known.sum().clamp(min=1)

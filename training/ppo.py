@@ -1,0 +1,323 @@
+"""``train``: warm start from a heuristic, then PPO, then a policy bundle.
+
+One run is one folder: ``train.json``, ``checkpoints/``, ``progress.jsonl``, TensorBoard event files, ``bundle/``.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import logging
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from rayfold.envs.episode import scenario_layout
+from rayfold.envs.layout import ObsLayout
+from rayfold.envs.safety import Limits
+from rayfold.envs.scenario import Scenario, Split
+from rayfold.errors import InputError
+from rayfold.policies.best_fit import BestFit
+from rayfold.policies.bundle import TrainingCard, save_bundle
+from rayfold.policies.learned import LearnedPolicy
+from rayfold.policies.network import CompactionNet
+from rayfold.policies.protocol import Policy
+from rayfold.policies.ray_serve import RayServe
+from rayfold.training.checkpoints import RunPosition, newest_checkpoint, restore_newest, save_checkpoint
+from rayfold.training.evaluation import run_episode
+from rayfold.training.imitation import ImitationConfig, demonstrate, imitate
+from rayfold.training.ppo_setup import build_ppo, load_net, policy_net
+from rayfold.training.progress import Phase, Progress
+from rayfold.training.ray_session import ray_session
+from rayfold.training.train_config import TrainConfig, load_train_config, save_train_config
+
+__all__ = ["TrainResult", "train"]
+
+log = logging.getLogger(__name__)
+
+HEURISTICS: dict[str, Callable[[Limits], Policy]] = {"best_fit": BestFit, "ray_serve": RayServe}
+WARM_START_SHARE = 0.25  # of stop_minutes, at most
+EVALUATION_SEED = 1_000_000_007  # added to the run's seed: episodes that training does not draw
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What a run left behind."""
+
+    bundle_dir: Path
+    checkpoint: Path
+    position: RunPosition
+    chosen: str  # which weights are in the bundle: "warm_start", "best" or "last"
+    evaluation_usd: dict[str, float]  # mean bill of an episode, per candidate
+    interrupted: bool
+
+
+def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda progress: None) -> TrainResult:
+    """Trains a policy and writes its bundle.
+
+    The first Ctrl-C ends the run early but in order, with checkpoint and bundle; a second one at once.
+
+    Args:
+        config: The run.
+        on_progress: Called after every iteration.
+
+    Returns:
+        Where the results are.
+
+    Raises:
+        InputError: A setting, scenario or trace is wrong, or there is nothing to resume.
+    """
+    config.check()
+    if config.resume:
+        config = load_train_config(config)
+        newest_checkpoint(config.run_dir)
+    if config.warm_start and config.warm_start not in HEURISTICS:
+        raise InputError("--warm-start", " or ".join(HEURISTICS), config.warm_start)
+    scenarios = config.load_scenarios()
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    save_train_config(config)
+    torch.set_num_threads(1)  # two threads on a shared machine stall in each other's way (RLLIB_NOTES Q6)
+    num_cpus = max(2, 1 + config.num_env_runners + config.num_learners)
+    with ray_session(num_cpus), _stop_on_interrupt() as stop, _Journal(config, on_progress) as journal:
+        return _Run(config, scenarios, stop, journal).run()
+
+
+@contextlib.contextmanager
+def _stop_on_interrupt() -> Iterator[threading.Event]:
+    """The first SIGINT sets the event; after it the signal has its usual effect again."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def ask(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class _Journal:
+    """Every reading goes to ``progress.jsonl``, TensorBoard and the caller."""
+
+    def __init__(self, config: TrainConfig, on_progress: Callable[[Progress], None]) -> None:
+        self._on_progress = on_progress
+        self._writer: Any = SummaryWriter(str(config.run_dir))
+        self._lines = (config.run_dir / "progress.jsonl").open("a")
+
+    def __enter__(self) -> "_Journal":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.close()
+        self._lines.close()
+
+    def write(self, progress: Progress) -> None:
+        """Records one reading."""
+        record = {k: None if v != v else v for k, v in dataclasses.asdict(progress).items()}
+        self._lines.write(json.dumps(record) + "\n")
+        self._lines.flush()
+        if progress.phase is Phase.PPO:
+            figures = {
+                "episode/return": progress.episode_return,
+                "episode/cost_usd": progress.cost_usd,
+                "episode/moves": progress.moves,
+                "speed/steps_per_s": progress.steps_per_s,
+            }
+            for name, value in {**figures, **progress.metrics}.items():
+                self._writer.add_scalar(name, value, progress.steps)
+        self._on_progress(progress)
+
+
+class _Run:
+    """One call of ``train``, from the warm start to the bundle."""
+
+    def __init__(
+        self, config: TrainConfig, scenarios: list[Scenario], stop: threading.Event, journal: _Journal
+    ) -> None:
+        self.config, self.scenarios, self.stop, self.journal = config, scenarios, stop, journal
+        self.layout: ObsLayout = scenario_layout(*scenarios)
+        self.begun_s = time.monotonic()
+        self.before = RunPosition()
+        self.steps, self.iterations = 0, 0
+        self.candidates: dict[str, CompactionNet] = {}
+        self.best_return = float("-inf")
+
+    @property
+    def elapsed_s(self) -> float:
+        """Wall time of this call."""
+        return time.monotonic() - self.begun_s
+
+    @property
+    def position(self) -> RunPosition:
+        """Earlier calls included."""
+        minutes = self.before.minutes + self.elapsed_s / 60.0
+        return RunPosition(steps=self.steps, minutes=minutes, iterations=self.iterations)
+
+    def done_frac(self) -> float:
+        """Share of this call that is done, by time or by steps, whichever is more."""
+        minutes, steps = self.config.stop_minutes, self.config.stop_steps
+        by_time = self.elapsed_s / (60.0 * minutes) if minutes else 0.0
+        by_steps = (self.steps - self.before.steps) / max(1, steps - self.before.steps) if steps else 0.0
+        return min(1.0, max(by_time, by_steps))
+
+    def run(self) -> TrainResult:
+        """Warm start, PPO, choice, bundle."""
+        torch.manual_seed(self.config.seed)
+        net = None if self.config.resume else self._warm_start()
+        algorithm = build_ppo(self.config, self.scenarios, self.layout)
+        try:
+            if self.config.resume:
+                self.before = restore_newest(algorithm, self.config.run_dir)
+                self.steps, self.iterations = self.before.steps, self.before.iterations
+            elif net is not None:
+                load_net(algorithm, net)
+                self.candidates["warm_start"] = net.eval()
+            self._improve(algorithm)
+            checkpoint = save_checkpoint(algorithm, self.config.run_dir, self.position)
+            self.candidates["last"] = policy_net(algorithm)
+        finally:
+            algorithm.stop()  # type: ignore[no-untyped-call]
+        chosen, costs = self._choose()
+        bundle_dir = self.config.run_dir / "bundle"
+        save_bundle(bundle_dir, self.candidates[chosen], self._card(costs[chosen] if costs else None))
+        self._report(Phase.DONE)
+        return TrainResult(
+            bundle_dir=bundle_dir,
+            checkpoint=checkpoint,
+            position=self.position,
+            chosen=chosen,
+            evaluation_usd=costs,
+            interrupted=self.stop.is_set(),
+        )
+
+    def _report(self, phase: Phase, **figures: Any) -> None:
+        done = 1.0 if phase is Phase.DONE else self.done_frac()
+        record = Progress(phase=phase, elapsed_s=self.elapsed_s, done_frac=done, steps=self.steps, **figures)
+        self.journal.write(record)
+
+    def _warm_start(self) -> CompactionNet | None:
+        if not self.config.warm_start:
+            return None
+        config, minutes = self.config, self.config.stop_minutes
+        settings = ImitationConfig(
+            num_steps=config.warm_start_steps,
+            gamma=config.gamma,
+            reward_scale=config.resolved_reward_scale(self.scenarios),
+            max_s=60.0 * minutes * WARM_START_SHARE if minutes else float("inf"),
+        )
+        self._report(Phase.DEMONSTRATE)
+        rng, make_policy = np.random.default_rng(config.seed), HEURISTICS[config.warm_start]
+        shown = demonstrate(self.scenarios, self.layout, make_policy, rng, settings, self.stop.is_set)
+        net = CompactionNet(config.network)
+
+        def on_progress(done_frac: float, metrics: dict[str, float]) -> None:
+            self._report(Phase.IMITATE, metrics={f"imitation/{name}": value for name, value in metrics.items()})
+
+        imitate(
+            net,
+            self.layout,
+            shown,
+            settings,
+            seed=config.seed,
+            on_progress=on_progress,
+            should_stop=self.stop.is_set,
+        )
+        return net
+
+    def _improve(self, algorithm: Any) -> None:
+        """PPO until the stopping rule or an interrupt; a checkpoint now and then."""
+        saved_s = self.elapsed_s
+        while self.done_frac() < 1.0 and not self.stop.is_set():
+            begun_s, steps_before = self.elapsed_s, self.steps
+            result = algorithm.train()
+            sampled, learned = result["env_runners"], result["learners"]["default_policy"]
+            # A fresh algorithm counts from 0, a restored one goes on.
+            self.steps = int(sampled["num_env_steps_sampled_lifetime"])
+            self.iterations += 1
+            speed = (self.steps - steps_before) / max(1e-9, self.elapsed_s - begun_s)
+            mean_return = float(sampled.get("episode_return_mean", float("nan")))
+            self._report(
+                Phase.PPO,
+                steps_per_s=speed,
+                episode_return=mean_return,
+                cost_usd=float(sampled.get("cost_usd", float("nan"))),
+                moves=float(sampled.get("moves", float("nan"))),
+                metrics=_figures(sampled, learned),
+            )
+            # Early means are of few episodes, and half-trained weights need no test.
+            if mean_return > self.best_return and self.done_frac() > 0.3:
+                self.best_return, self.candidates["best"] = mean_return, policy_net(algorithm)
+            if self.elapsed_s - saved_s > self.config.checkpoint_every_s:
+                save_checkpoint(algorithm, self.config.run_dir, self.position)
+                saved_s = self.elapsed_s
+
+    def _choose(self) -> tuple[str, dict[str, float]]:
+        """The candidate with the best mean reward on episodes of the train split that were not trained on."""
+        if self.config.evaluation_episodes <= 0:
+            return "last", {}
+        costs: dict[str, float] = {}
+        for name, net in self.candidates.items():
+            self._report(Phase.EVALUATE)
+            bills = [
+                run_episode(s, LearnedPolicy(net, s.limits), EVALUATION_SEED + self.config.seed + k, Split.TRAIN)
+                for s in self.scenarios
+                for k in range(self.config.evaluation_episodes)
+            ]
+            costs[name] = float(np.mean([bill.metrics["cost_usd"] for bill in bills]))
+        sign = np.sign(self.config.resolved_reward_scale(self.scenarios))
+        return min(costs, key=lambda name: sign * costs[name]), costs
+
+    def _card(self, cost_usd: float | None) -> TrainingCard:
+        packages = ("rayfold", "ray", "torch", "numpy", "gymnasium")
+        return TrainingCard(
+            scenarios=tuple(s.name for s in self.scenarios),
+            seed=self.config.seed,
+            steps=self.position.steps,
+            minutes=self.position.minutes,
+            warm_start=self.config.warm_start,
+            created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            git_commit=_git_commit(),
+            versions={name: importlib.metadata.version(name) for name in packages},
+            metrics={} if cost_usd is None else {"evaluation/cost_usd": cost_usd},
+        )
+
+
+def _figures(sampled: dict[str, Any], learned: dict[str, Any]) -> dict[str, float]:
+    """The other metrics, as ``group/name``."""
+    names = {
+        "learner/policy_loss": (learned, "policy_loss"),
+        "learner/value_loss": (learned, "vf_loss"),
+        "learner/value_explained": (learned, "vf_explained_var"),
+        "learner/entropy": (learned, "entropy"),
+        "learner/total_loss": (learned, "total_loss"),
+        "episode/excess_frac": (sampled, "excess_frac"),
+        "episode/undone_moves": (sampled, "undone_moves"),
+        "episode/node_h": (sampled, "node_h"),
+        "episode/length": (sampled, "episode_len_mean"),
+    }
+    return {name: float(group[key]) for name, (group, key) in names.items() if key in group}
+
+
+def _git_commit() -> str:
+    """Commit of the source this runs from, empty outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,107 @@
+"""``TrainConfig``: everything that decides how a training run goes; saved as ``train.json`` in the run's folder."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from rayfold.envs.scenario import Scenario, load_scenario
+from rayfold.errors import InputError
+from rayfold.policies.network import NetworkConfig
+
+__all__ = ["CONFIG_FILE", "TrainConfig", "load_train_config", "save_train_config"]
+
+CONFIG_FILE = "train.json"
+NODE_TICK_REWARD = 0.05  # reward of one mean node not paid for during one decision interval
+
+_OF_THIS_RUN = ("run_dir", "stop_minutes", "stop_steps", "resume", "num_env_runners", "num_learners")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    run_dir: Path  # checkpoints, event files, progress and the bundle go here
+    scenarios: tuple[str, ...] = ("llm_api",)  # shipped names or YAML paths; each episode draws one
+    traces_dir: Path | None = None
+    synthetic: bool = False  # generated traffic instead of traces
+    seed: int = 0
+    stop_minutes: float | None = 3.0  # wall time of this call, the warm start's included
+    stop_steps: int | None = None  # environment steps of PPO, those before a resume included
+    resume: bool = False  # go on from the newest checkpoint in run_dir, with the settings saved there
+    warm_start: str = "best_fit"  # heuristic to imitate first; empty = none
+    warm_start_steps: int = 16_000
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    horizon_s: float | None = 14_400.0  # longest episode; None = the scenario's own
+    num_envs: int = 32  # per env runner
+    batch_steps: int = 4096  # environment steps per PPO iteration
+    minibatch: int = 512
+    epochs: int = 3
+    lr: float = 3e-4
+    gamma: float = 0.99  # per decision interval
+    lambda_: float = 0.95
+    entropy_coeff: float = 0.002
+    reward_scale: float | None = None  # per US dollar; None = NODE_TICK_REWARD per node-interval
+    checkpoint_every_s: float = 60.0
+    evaluation_episodes: int = 4  # for the choice of the weights that go into the bundle
+    num_env_runners: int = 0  # 0 = sample in this process
+    num_learners: int = 0  # 0 = learn in this process
+    num_gpus_per_learner: float = 0.0
+
+    def load_scenarios(self) -> list[Scenario]:
+        """The scenarios, with the training horizon."""
+        loaded = [load_scenario(name, self.traces_dir, synthetic=self.synthetic) for name in self.scenarios]
+        return [s if self.horizon_s is None else s.with_horizon(min(self.horizon_s, s.horizon_s)) for s in loaded]
+
+    def resolved_reward_scale(self, scenarios: list[Scenario]) -> float:
+        """Reward per US dollar: set, or such that a node costs alike in every scenario's mean."""
+        if self.reward_scale is not None:
+            return self.reward_scale
+        node_tick_usd = [
+            np.mean([t.price_usd_per_h for t in s.spec.node_types]) * s.spec.settings.decision_interval_s / 3600.0
+            for s in scenarios
+        ]
+        return NODE_TICK_REWARD / max(1e-9, float(np.mean(node_tick_usd)))
+
+    def check(self) -> None:
+        """Refuses settings that cannot work.
+
+        Raises:
+            InputError: Names the flag.
+        """
+        if self.stop_minutes is None and self.stop_steps is None:
+            raise InputError("--stop-minutes, --stop-steps", "at least one of them", "none")
+        for flag, value in (("--stop-minutes", self.stop_minutes), ("--stop-steps", self.stop_steps)):
+            if value is not None and not value > 0:
+                raise InputError(flag, "a positive number", value)
+        if not self.scenarios:
+            raise InputError("--scenario", "at least one scenario", "none")
+        for flag, count in (("--num-env-runners", self.num_env_runners), ("--num-learners", self.num_learners)):
+            if count < 0:
+                raise InputError(flag, "0 or more", count)
+
+
+def save_train_config(config: TrainConfig) -> None:
+    """Writes ``train.json`` into the run's folder."""
+    data = TypeAdapter(TrainConfig).dump_json(config, indent=2)
+    (config.run_dir / CONFIG_FILE).write_bytes(data + b"\n")
+
+
+def load_train_config(config: TrainConfig) -> TrainConfig:
+    """The settings saved in ``config.run_dir``, with this call's stopping rule and workers.
+
+    Raises:
+        InputError: There is no such run, or its file is broken.
+    """
+    path = config.run_dir / CONFIG_FILE
+    try:
+        saved = TypeAdapter(TrainConfig).validate_json(path.read_bytes())
+    except OSError:
+        raise InputError(str(path), "the settings of a training run to resume", "no such file") from None
+    except ValidationError as err:
+        first = err.errors()[0]
+        where = f"{path}: {'.'.join(map(str, first['loc']))}"
+        raise InputError(where, "settings of a training run", first["msg"]) from err
+    return dataclasses.replace(saved, **{name: getattr(config, name) for name in _OF_THIS_RUN})
