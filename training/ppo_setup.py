@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.tune.registry import register_env
 
@@ -113,5 +114,7 @@ def policy_net(algorithm: Any) -> CompactionNet:
 
 def load_net(algorithm: Any, net: CompactionNet) -> None:
     """Puts weights into the learner and every env runner."""
-    state = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
-    algorithm.set_weights({"default_policy": state})
+    weights = {f"net.{name}": tensor.numpy() for name, tensor in net.state_dict().items()}
+    learners = algorithm.learner_group
+    learners.set_state({COMPONENT_LEARNER: {COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: weights}}})
+    algorithm.env_runner_group.sync_weights(from_worker_or_learner_group=learners, inference_only=True)
