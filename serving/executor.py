@@ -7,6 +7,7 @@ block happens here. Time-outs run inside the controller, so a move ends even if 
 import itertools
 import logging
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -51,20 +52,21 @@ def serve_controller() -> Any:
 
 
 def call_controller(fn: Callable[..., Any], *args: Any, timeout_s: float = _CALL_TIMEOUT_S) -> Any:
-    """Runs ``fn(controller, *args)`` inside the Serve controller, with ``controller_patch`` by value.
+    """Runs ``fn(controller, *args)`` inside the Serve controller, with the module of ``fn`` by value.
 
     Raises:
         ClusterError: The controller did not answer in time or is gone.
     """
     cloudpickle: Any = ray.cloudpickle
-    cloudpickle.register_pickle_by_value(controller_patch)
+    module = sys.modules[fn.__module__]
+    cloudpickle.register_pickle_by_value(module)
     try:
         ref = serve_controller().__ray_call__.remote(fn, *args)
         return ray.get(ref, timeout=timeout_s)
     except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError) as err:
         raise ClusterError(f"the Serve controller did not answer {fn.__name__}: {err}") from err
     finally:
-        cloudpickle.unregister_pickle_by_value(controller_patch)
+        cloudpickle.unregister_pickle_by_value(module)
 
 
 class ServeExecutor:

@@ -1,0 +1,297 @@
+"""A live cluster as ``ClusterState``: what the raw view means. Pure, so that it is tested without Ray.
+
+Of two views of a node, the scheduler's and the sum of the known replicas, the worse one counts. What no replica of
+Serve explains is non-Serve work, and such a node is not releasable. A head node without replicas, and rayfold's
+own application, are left out: nothing is decided about them.
+"""
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+
+from rayfold.envs.cluster import (
+    AutoscalingConfig,
+    ClusterSettings,
+    ClusterSpec,
+    Deployment,
+    NodeType,
+    PlacementGroupStrategy,
+    ReplicaShape,
+    SchedulingStrategy,
+)
+from rayfold.envs.devices import EPS, NO_DEVICES, take_gpus
+from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
+from rayfold.serving.history import History
+from rayfold.serving.live_settings import LiveSettings, NodeTypeSettings
+from rayfold.serving.raw_cluster import RawCluster, RawDeployment, RawNode, RawReplica, fetch_cluster
+
+__all__ = ["OWN_APP", "build_state", "take_snapshot"]
+
+log = logging.getLogger(__name__)
+
+OWN_APP = "rayfold"
+_GIB = 2.0**30
+_PHASES = {
+    "STARTING": ReplicaPhase.STARTING,
+    "RECOVERING": ReplicaPhase.STARTING,
+    "UPDATING": ReplicaPhase.STARTING,
+    "RUNNING": ReplicaPhase.RUNNING,
+    "PENDING_MIGRATION": ReplicaPhase.RUNNING,
+    "STOPPING": ReplicaPhase.STOPPING,
+}
+
+
+def _resources(ray_resources: Mapping[str, float]) -> dict[str, float]:
+    """Ray's names to ours; drops what identifies a node or is not asked for by replicas."""
+    out = {}
+    for name, amount in ray_resources.items():
+        if name == "memory":
+            out["memory_gib"] = amount / _GIB
+        elif (
+            name != "object_store_memory" and not name.startswith(("node:", "bundle_group_")) and "_group_" not in name
+        ):
+            out[name] = float(amount)
+    return out
+
+
+def _type_name(node: RawNode, settings: LiveSettings) -> str:
+    return node.node_type or node.labels.get(settings.node_type_label, "") or "unknown"
+
+
+def _node_type(name: str, node: RawNode, settings: LiveSettings) -> NodeType:
+    told = settings.node_types.get(name, NodeTypeSettings())
+    resources = {n: v for n, v in _resources(node.total).items() if not n.startswith("accelerator_type:")}
+    price = told.price_usd_per_h
+    if price is None:
+        price = settings.usd_per_gpu_h * resources.get("GPU", 0.0)
+        log.warning("no price is set for node type %r: taking %.2f USD/h", name, price)
+    # Labels that are the node's own say nothing about its type.
+    labels = {k: v for k, v in node.labels.items() if k not in ("ray.io/node-id",)}
+    return NodeType(
+        name=name,
+        resources=resources,
+        price_usd_per_h=price,
+        labels=labels,
+        min_nodes=told.min_nodes,
+        max_nodes=told.max_nodes,
+        boot_s=told.boot_s,
+    )
+
+
+def _spans_nodes(replica: RawReplica) -> bool:
+    return len(set(replica.bundle_node_ids)) > 1
+
+
+def _deployment(raw: RawDeployment, replicas: list[RawReplica], settings: LiveSettings) -> Deployment:
+    told = settings.of_deployment(raw.app, raw.name)
+    bundles = tuple(_resources(b) for b in raw.bundles) or (_resources(raw.actor_resources),)
+    strategy = raw.strategy if raw.strategy in PlacementGroupStrategy.__members__ else "PACK"
+    scaling = {"min_replicas": raw.target, "max_replicas": max(1, raw.target)} | dict(raw.autoscaling or {})
+    keeps_together = raw.strategy in PlacementGroupStrategy.__members__
+    return Deployment(
+        name=raw.name,
+        app=raw.app,
+        shape=ReplicaShape(bundles=bundles, strategy=PlacementGroupStrategy(strategy)),
+        autoscaling=AutoscalingConfig(**scaling),
+        max_ongoing_requests=raw.max_ongoing_requests,
+        max_replicas_per_node=raw.max_replicas_per_node,
+        label_selector=dict(raw.label_selector),
+        startup_s=told.startup_s,
+        drain_s=told.drain_s,
+        is_movable=told.is_movable
+        and keeps_together
+        and not raw.pins_replicas
+        and not any(map(_spans_nodes, replicas)),
+    )
+
+
+def _spec(raw: RawCluster, nodes: list[RawNode], settings: LiveSettings) -> ClusterSpec:
+    samples = {_type_name(n, settings): n for n in reversed(nodes)}
+    deployments = []
+    for d in sorted(raw.deployments, key=lambda d: f"{d.app}/{d.name}"):
+        own = [r for r in raw.replicas if (r.app, r.name) == (d.app, d.name)]
+        deployments.append(_deployment(d, own, settings))
+    scheduling = SchedulingStrategy.PACK if raw.is_pack else SchedulingStrategy.SPREAD
+    return ClusterSpec(
+        node_types=tuple(_node_type(name, node, settings) for name, node in sorted(samples.items())),
+        deployments=tuple(deployments),
+        settings=ClusterSettings(
+            scheduling=scheduling,
+            idle_timeout_s=settings.idle_timeout_s,
+            decision_interval_s=settings.decision_interval_s,
+            prices=settings.prices,
+        ),
+    )
+
+
+def _without_own(raw: RawCluster) -> RawCluster:
+    return RawCluster(
+        now_s=raw.now_s,
+        nodes=raw.nodes,
+        deployments=tuple(d for d in raw.deployments if d.app != OWN_APP),
+        replicas=tuple(r for r in raw.replicas if r.app != OWN_APP and r.state in _PHASES),
+        booting_types=raw.booting_types,
+        moves=raw.moves,
+        fences=raw.fences,
+        is_pack=raw.is_pack,
+    )
+
+
+def _home(replica: RawReplica, pins: Mapping[str, str]) -> str | None:
+    """The node of a replica: where it is, where its first bundle is reserved, or where it is pinned to."""
+    if replica.node_id:
+        return replica.node_id
+    return replica.bundle_node_ids[0] if replica.bundle_node_ids else pins.get(replica.replica_id)
+
+
+def _fill_replicas(
+    raw: RawCluster, spec: ClusterSpec, st: StateArrays, node_row: Mapping[str, int]
+) -> dict[str, ReplicaPhase]:
+    row_of = {d.key: i for i, d in enumerate(spec.deployments)}
+    pins = {m["replacement"]: m["node"] for m in raw.moves if m["replacement"]}
+    phases = {}
+    for r, replica in enumerate(raw.replicas):
+        node = _home(replica, pins)
+        phase = _PHASES[replica.state]
+        if phase == ReplicaPhase.STARTING and node not in node_row:
+            phase = ReplicaPhase.PENDING
+        st.replica_deployment[r] = row_of[f"{replica.app}/{replica.name}"]
+        st.replica_node[r] = node_row.get(node or "", -1)
+        st.replica_phase[r] = phase
+        phases[replica.replica_id] = phase
+    rows = {replica.replica_id: r for r, replica in enumerate(raw.replicas)}
+    for move in raw.moves:
+        old, new = rows.get(move["old"]), rows.get(move["replacement"] or "")
+        if old is not None:
+            # A replacement that does not exist yet still is a move in flight: the link points at the row itself.
+            st.replica_peer[old] = old if new is None else new
+            if new is not None:
+                st.replica_peer[new] = old
+    return phases
+
+
+def _held(
+    raw: RawCluster, spec: ClusterSpec, st: StateArrays, node_row: Mapping[str, int]
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """``(N, K)`` what replicas hold on their own node; what a spanning group holds elsewhere is not among it."""
+    held = np.zeros_like(st.node_free)
+    for r, replica in enumerate(raw.replicas):
+        d, n = st.replica_deployment[r], st.replica_node[r]
+        if n < 0:
+            continue
+        if not _spans_nodes(replica):
+            held[n] += spec.arrays.demand[d]
+            continue
+        bundles = spec.deployments[d].shape.bundles
+        for bundle, node in zip(bundles, replica.bundle_node_ids, strict=False):
+            if node_row.get(node) == n:
+                held[n] += [bundle.get(name, 0.0) for name in spec.resource_names]
+    return held
+
+
+def _fill_devices(spec: ClusterSpec, st: StateArrays, held: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> None:
+    """Hands out devices in order of replica rows; a node whose devices do not add up has none free."""
+    for n, type_idx in enumerate(st.node_type):
+        st.gpu_free[n, : spec.arrays.type_num_gpus[type_idx]] = 1.0 if type_idx >= 0 else 0.0
+    for r in range(len(st.replica_phase)):
+        n, d = int(st.replica_node[r]), int(st.replica_deployment[r])
+        if n < 0:
+            continue
+        demand = min(float(spec.arrays.demand[d, 0]), float(held[n, 0]))
+        mask = take_gpus(st.gpu_free, n, demand)
+        st.replica_gpus[r] = max(0, mask)
+        if mask == NO_DEVICES:
+            log.warning("the replicas on node row %d do not fit its GPUs: taking it as full", n)
+            st.gpu_free[n] = 0.0
+    for n in range(len(st.node_type)):
+        # GPUs of other work: whole devices first, then a share of one; the rest of a shared device counts as gone.
+        for _ in range(int(np.ceil(st.node_others[n, 0] - EPS))):
+            free = np.flatnonzero(st.gpu_free[n] > EPS)
+            if len(free):
+                st.gpu_free[n, free[np.argmax(st.gpu_free[n, free])]] = 0.0
+
+
+def _fill_nodes(
+    raw: RawCluster, nodes: list[RawNode], spec: ClusterSpec, st: StateArrays, settings: LiveSettings
+) -> None:
+    types = {t.name: i for i, t in enumerate(spec.node_types)}
+    for n, node in enumerate(nodes):
+        name = _type_name(node, settings)
+        told = settings.node_types.get(name, NodeTypeSettings())
+        st.node_type[n], st.node_phase[n] = types[name], NodePhase.ALIVE
+        st.node_fenced_until_s[n] = raw.fences.get(node.node_id, -np.inf)
+        st.node_is_head[n] = node.is_head
+        st.node_releasable[n] = told.is_releasable and not node.is_head and not node.is_draining
+    known_booting = [name for name in raw.booting_types if name in types]
+    for i, name in enumerate(known_booting):
+        st.node_type[len(nodes) + i], st.node_phase[len(nodes) + i] = types[name], NodePhase.BOOTING
+
+
+def _fill_free(
+    nodes: list[RawNode], spec: ClusterSpec, st: StateArrays, held: np.ndarray[tuple[int, int], np.dtype[np.float64]]
+) -> None:
+    for n, node in enumerate(nodes):
+        total, available = _resources(node.total), _resources(node.available)
+        all_of = np.array([total.get(name, 0.0) for name in spec.resource_names])
+        free = np.array([available.get(name, 0.0) for name in spec.resource_names])
+        # Ray counts in steps of 1e-4; memory, in GiB here, is coarser still.
+        others = np.where(all_of - free - held[n] > 1e-3, all_of - free - held[n], 0.0)
+        st.node_others[n] = np.maximum(0.0, others)
+        st.node_free[n] = np.maximum(0.0, np.minimum(free, all_of - held[n]))
+        if st.node_others[n].any():
+            st.node_releasable[n] = False
+
+
+def build_state(raw: RawCluster, settings: LiveSettings, history: History) -> ClusterState:
+    """The state that a raw view describes; ``history`` takes the view in.
+
+    Args:
+        raw: The raw view.
+        settings: What the cluster does not say of itself.
+        history: Memory of earlier snapshots, changed.
+    """
+    raw = _without_own(raw)
+    in_use = {_home(r, {}) for r in raw.replicas}
+    nodes = [n for n in raw.nodes if not n.is_head or n.node_id in in_use]
+    spec = _spec(raw, nodes, settings)
+    num_booting = sum(name in {t.name for t in spec.node_types} for name in raw.booting_types)
+    st = StateArrays.empty(spec, len(nodes) + num_booting, len(raw.replicas))
+    node_row = {node.node_id: n for n, node in enumerate(nodes)}
+    _fill_nodes(raw, nodes, spec, st, settings)
+    phases = _fill_replicas(raw, spec, st, node_row)
+    held = _held(raw, spec, st, node_row)
+    _fill_free(nodes, spec, st, held)
+    _fill_devices(spec, st, held)
+    occupied = set(st.replica_node.tolist())
+    empty = {n.node_id for i, n in enumerate(nodes) if i not in occupied and not st.node_others[i].any()}
+    history.observe(raw, phases, empty)
+    st.replica_since_s[:] = [history.phase_since_s(r.replica_id) for r in raw.replicas]
+    for n, node in enumerate(nodes):
+        if node.node_id in empty:
+            seen_s = history.empty_since_s(node.node_id)
+            st.node_idle_since_s[n] = min(seen_s, raw.now_s - node.idle_s) if node.idle_s > 0.0 else seen_s
+    by_key = {f"{d.app}/{d.name}": d for d in raw.deployments}
+    for d, deployment in enumerate(spec.deployments):
+        st.deployment_target[d] = by_key[deployment.key].target
+        st.deployment_ongoing[d] = by_key[deployment.key].ongoing
+        st.deployment_ongoing_slow[d] = history.slow_ongoing(deployment.key)
+        st.deployment_moved_s[d] = history.moved_s(deployment.key)
+        st.deployment_changed_s[d] = history.changed_s(deployment.key)
+    booting_ids = tuple(f"booting-{i}" for i in range(num_booting))
+    return ClusterState(
+        spec=spec,
+        now_s=raw.now_s,
+        arrays=st,
+        node_ids=(*(n.node_id for n in nodes), *booting_ids),
+        replica_ids=tuple(r.replica_id for r in raw.replicas),
+    )
+
+
+def take_snapshot(settings: LiveSettings, history: History) -> ClusterState:
+    """The cluster this process is connected to, now.
+
+    Raises:
+        ClusterError: Serve does not run there or does not answer.
+    """
+    return build_state(fetch_cluster(), settings, history)
