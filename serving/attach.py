@@ -1,0 +1,251 @@
+"""Puts the decider into a running Serve cluster and follows what it decides: the ``serve`` verb."""
+
+import logging
+import secrets
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ray
+
+import rayfold
+from rayfold.envs.safety import Limits
+from rayfold.errors import ClusterError, InputError
+from rayfold.policies.best_fit import BestFit
+from rayfold.policies.protocol import Policy
+from rayfold.serving.decider import Mode
+from rayfold.serving.executor import serve_controller
+from rayfold.serving.live_settings import LiveSettings
+from rayfold.serving.snapshot import OWN_APP
+
+__all__ = ["build_policy", "connect", "decision_line", "deploy_decider", "read_token", "serve_decider"]
+
+log = logging.getLogger(__name__)
+
+_CONNECT_TIMEOUT_S = 12.0
+_READY_TIMEOUT_S = 120.0
+
+
+def build_policy(name: str, limits: Limits) -> Policy:
+    """A heuristic by name, or a learned policy by the directory of its bundle.
+
+    Raises:
+        InputError: Neither, or the bundle is not usable.
+    """
+    if name == "best_fit":
+        return BestFit(limits)
+    if not Path(name).is_dir():
+        raise InputError("--policy", "best_fit or the directory of a policy bundle", name)
+    from rayfold.policies.bundle import load_bundle
+    from rayfold.policies.learned import LearnedPolicy
+
+    return LearnedPolicy(load_bundle(Path(name)).net, limits, greedy=True)
+
+
+def read_token(path: Path | None) -> str:
+    """Bearer token of the mode switch: from a file that only its owner can read, or a new one.
+
+    Raises:
+        InputError: The file is missing, empty, or readable by others.
+    """
+    if path is None:
+        return secrets.token_urlsafe(32)
+    try:
+        mode, token = path.stat().st_mode, path.read_text().strip()
+    except OSError as err:
+        raise InputError(str(path), "a file with a token", err.strerror or err) from err
+    if stat.S_IMODE(mode) & 0o077:
+        raise InputError(str(path), "file mode 0600", oct(stat.S_IMODE(mode)))
+    if not token:
+        raise InputError(str(path), "a token", "an empty file")
+    return token
+
+
+def connect(address: str) -> None:
+    """Connects this process to a Ray cluster.
+
+    Raises:
+        InputError: No Ray answers at the address within about 12 s, or this process may not connect.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError("--address", "HOST:PORT of a Ray cluster", address)
+    # Ray's own patience is set by an environment variable that it reads once; asking first keeps to ours.
+    if not ray.is_initialized():
+        if not _answers(address):
+            raise InputError("--address", "a running Ray cluster", f"no answer at {address}")
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        except (ConnectionError, RuntimeError, ValueError) as err:
+            raise InputError("--address", "a Ray cluster that lets this process in", _one_line(err)) from err
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S / 2).close()
+    except OSError:
+        return False
+    return True
+
+
+def _one_line(err: BaseException) -> str:
+    return " ".join(str(err).split())[:300]
+
+
+def _http_url(controller: Any) -> str:
+    options = ray.get(controller.get_http_config.remote(), timeout=_CONNECT_TIMEOUT_S)
+    host = "127.0.0.1" if options.host in ("0.0.0.0", "", "::") else options.host
+    return f"http://{host}:{options.port}"
+
+
+def _runtime_env(address: str) -> dict[str, Any]:
+    """Nothing where the cluster runs on this machine, from the same environment; else rayfold's own files."""
+    services: Any = ray.util
+    if address.rpartition(":")[0] in ("127.0.0.1", "localhost", services.get_node_ip_address()):
+        return {}
+    return {"py_modules": [str(Path(rayfold.__file__).resolve().parent)]}
+
+
+def deploy_decider(
+    *,
+    address: str,
+    policy: Policy,
+    settings: LiveSettings,
+    mode: Mode,
+    token: str,
+    journal_path: Path | None = None,
+) -> str:
+    """Deploys the decider into the Serve of the cluster this process is connected to.
+
+    Args:
+        address: Of the cluster; tells whether rayfold must be shipped.
+        policy: Makes the plans.
+        settings: What the cluster does not say of itself.
+        mode: To begin with.
+        token: Bearer of ``POST /mode``.
+        journal_path: JSON lines on the head node; None = memory only.
+
+    Returns:
+        Base URL of its HTTP interface.
+
+    Raises:
+        ClusterError: Serve does not run there, or the decider does not start.
+    """
+    from ray import serve
+
+    from rayfold.serving.decider_app import ROUTE, DeciderConfig, decider_application
+
+    controller = serve_controller()
+    config = DeciderConfig(policy=policy, settings=settings, mode=mode, token=token, journal_path=journal_path)
+    application = decider_application(config, _runtime_env(address))
+    try:
+        serve.run(application, name=OWN_APP, route_prefix=ROUTE, _local_testing_mode=False)
+    except (RuntimeError, TimeoutError) as err:
+        raise ClusterError(f"the decider did not start: {_one_line(err)}") from err
+    return f"{_http_url(controller)}{ROUTE}"
+
+
+def decision_line(decision: dict[str, Any]) -> str:
+    """One decision as one line, followed by one indented line per move."""
+    head = (
+        f"{decision['mode']} {decision['policy'] or '-'}: {decision['num_nodes']} nodes, "
+        f"{decision['usd_per_h']:.2f} USD/h, {len(decision['moves'])} moves ({decision['reason']})"
+    )
+    lines = [
+        f"  {m['deployment']} replica {m['replica_id']}: {m['from_node']} -> {m['to_node']} "
+        f"{'allowed' if m['allowed'] else 'refused'} ({m['reason']})"
+        for m in decision["moves"]
+    ]
+    return "\n".join([head, *lines])
+
+
+def serve_decider(
+    *,
+    address: str,
+    mode: Mode | str,
+    policy: str = "best_fit",
+    settings: LiveSettings | None = None,
+    token_file: Path | None = None,
+    journal_path: Path | None = None,
+    progress: Callable[[str], None] = log.info,
+    stop: threading.Event | None = None,
+    max_decisions: int | None = None,
+) -> int:
+    """Attaches the decider to a running Serve cluster, tells each decision, and removes it at the end.
+
+    Args:
+        address: ``HOST:PORT`` of the cluster.
+        mode: ``off``, ``observe``, ``recommend`` or ``act``.
+        policy: See ``build_policy``.
+        settings: What the cluster does not say of itself.
+        token_file: See ``read_token``.
+        journal_path: JSON lines on the head node.
+        progress: Told each decision, in words.
+        stop: Set it to end; Ctrl-C works too.
+        max_decisions: End after so many.
+
+    Returns:
+        Decisions seen.
+
+    Raises:
+        InputError: The address, the policy, the mode or the token file is wrong.
+        ClusterError: Serve does not run there, or the decider does not start.
+    """
+    from ray import serve
+
+    if mode not in set(Mode):
+        raise InputError("--mode", ", ".join(Mode), mode)
+    settings = settings or LiveSettings()
+    chosen, token = build_policy(policy, settings.limits), read_token(token_file)
+    stop = stop or threading.Event()
+    connected_before = ray.is_initialized()
+    connect(address)
+    try:
+        url = deploy_decider(
+            address=address, policy=chosen, settings=settings, mode=Mode(mode), token=token, journal_path=journal_path
+        )
+        progress(f"decider at {url}, mode {mode}, policy {chosen.name}")
+        return _follow(url, settings, progress, stop, max_decisions)
+    finally:
+        if ray.is_initialized() and _serve_runs():
+            serve.delete(OWN_APP)
+        if not connected_before:
+            ray.shutdown()
+
+
+def _serve_runs() -> bool:
+    try:
+        serve_controller()
+    except ClusterError:
+        return False
+    return True
+
+
+def _follow(
+    url: str, settings: LiveSettings, progress: Callable[[str], None], stop: threading.Event, most: int | None
+) -> int:
+    seen, last_s, heard_s = 0, 0.0, time.monotonic()
+    patience_s = _READY_TIMEOUT_S + settings.decision_interval_s
+    with httpx.Client(timeout=10.0, trust_env=False) as client:
+        while not stop.wait(min(1.0, settings.decision_interval_s / 4)):
+            try:
+                answer = client.get(f"{url}/plan")
+                decision = answer.json() if answer.status_code == 200 else {}
+            except httpx.HTTPError:
+                decision = {}
+            if decision:
+                heard_s = time.monotonic()
+            if time.monotonic() - heard_s > patience_s:
+                raise ClusterError(f"the decider at {url} has not decided anything for {patience_s:.0f} s")
+            if decision and decision["time_s"] > last_s:
+                seen, last_s = seen + 1, decision["time_s"]
+                progress(decision_line(decision))
+                if most is not None and seen >= most:
+                    break
+    return seen
