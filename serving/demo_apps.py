@@ -32,6 +32,7 @@ def echo(name: str, num_replicas: int, bundles: list[dict[str, float]] | None = 
     """
     options: dict[str, Any] = {
         "name": name,
+        "version": "1",  # same code: a new number of replicas restarts none
         "num_replicas": num_replicas,
         "ray_actor_options": {"num_cpus": 1, "num_gpus": 1},
         "max_ongoing_requests": 5,

@@ -108,7 +108,8 @@ def demo_spec() -> DemoSpec:
 def _deploy(spec: DemoSpec, counts: dict[str, int]) -> None:
     from ray import serve
 
-    for d in spec.deployments:
+    # Largest first: a PACK group that finds no node with room for all of it would span nodes, and stay.
+    for d in sorted(spec.deployments, key=lambda d: -d.num_gpus):
         bundles = [{"GPU": 1.0, "CPU": 1.0}] * d.num_gpus if d.num_gpus > 1 else None
         serve.run(
             demo_apps.echo(d.name, counts[d.name], bundles), name=d.name, route_prefix=f"/{d.name}", blocking=False
@@ -126,7 +127,8 @@ def _listing(state: Any) -> tuple[str, ...]:
 
 
 def _num_workers() -> int:
-    return sum(bool(n["Alive"]) and n["Resources"].get("GPU", 0) > 0 for n in ray.nodes())
+    api: Any = ray
+    return sum(bool(n["Alive"]) and n["Resources"].get("GPU", 0) > 0 for n in api.nodes())
 
 
 def _wait(what: str, is_done: Callable[[], bool], timeout_s: float) -> None:
@@ -258,18 +260,29 @@ def _scale_down_and_compact(
     )
 
 
+def _is_tidy(url: str) -> bool:
+    """Whether the decider sees no empty node and has nothing more to move."""
+    with httpx.Client(base_url=url, timeout=10.0, trust_env=False) as client:
+        state, decision = client.get("/state").json(), client.get("/plan").json()
+    occupied = {r["node_id"] for r in state.get("replicas", ())}
+    return not decision.get("moves") and all(n["node_id"] in occupied for n in state.get("nodes", ()))
+
+
 def _watch(url: str, nodes_before: int, progress: Callable[[str], None], deadline_s: float) -> None:
-    """Waits until a node is gone and no move is under way, or until the deadline (monotonic seconds)."""
+    """Waits until a node is gone and no other is about to go, or until the deadline (monotonic seconds)."""
     told: dict[str, str] = {}
+    num_nodes = nodes_before
     while time.monotonic() < deadline_s:
         moves = _moves(url)
         for move in moves:
             if told.get(move["move_id"]) != move["phase"]:
                 told[move["move_id"]] = move["phase"]
                 progress(f"move {move['deployment']} to {move['to_node'][:8]}: {move['phase']}")
+        if _num_workers() < num_nodes:
+            num_nodes = _num_workers()
+            progress(f"the autoscaler has released {nodes_before - num_nodes} node(s)")
         is_quiet = all(m["phase"] in ("done", "failed", "cancelled") for m in moves)
-        if is_quiet and _num_workers() < nodes_before:
-            progress(f"the autoscaler has released {nodes_before - _num_workers()} node(s)")
+        if is_quiet and num_nodes < nodes_before and _is_tidy(url):
             return
         time.sleep(_POLL_S)
-    progress("no node was released in time")
+    progress(f"time is up with {num_nodes} of {nodes_before} nodes left")

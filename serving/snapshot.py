@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rayfold.envs.cluster import (
     AutoscalingConfig,
@@ -171,41 +172,36 @@ def _fill_replicas(
     return phases
 
 
-def _held(
-    raw: RawCluster, spec: ClusterSpec, st: StateArrays, node_row: Mapping[str, int]
-) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """``(N, K)`` what replicas hold on their own node; what a spanning group holds elsewhere is not among it."""
-    held = np.zeros_like(st.node_free)
+def _held(raw: RawCluster, spec: ClusterSpec, st: StateArrays, node_row: Mapping[str, int]) -> NDArray[np.float64]:
+    """``(R, K)`` what each replica holds on its own node; what a spanning group holds elsewhere is not among it."""
+    held = np.zeros((len(raw.replicas), len(spec.resource_names)))
     for r, replica in enumerate(raw.replicas):
-        d, n = st.replica_deployment[r], st.replica_node[r]
+        d, n = int(st.replica_deployment[r]), int(st.replica_node[r])
         if n < 0:
             continue
         if not _spans_nodes(replica):
-            held[n] += spec.arrays.demand[d]
+            held[r] = spec.arrays.demand[d]
             continue
-        bundles = spec.deployments[d].shape.bundles
-        for bundle, node in zip(bundles, replica.bundle_node_ids, strict=False):
+        for bundle, node in zip(spec.deployments[d].shape.bundles, replica.bundle_node_ids, strict=False):
             if node_row.get(node) == n:
-                held[n] += [bundle.get(name, 0.0) for name in spec.resource_names]
+                held[r] += [bundle.get(name, 0.0) for name in spec.resource_names]
     return held
 
 
-def _fill_devices(spec: ClusterSpec, st: StateArrays, held: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> None:
+def _fill_devices(spec: ClusterSpec, st: StateArrays, held: NDArray[np.float64]) -> None:
     """Hands out devices in order of replica rows; a node whose devices do not add up has none free."""
     for n, type_idx in enumerate(st.node_type):
-        st.gpu_free[n, : spec.arrays.type_num_gpus[type_idx]] = 1.0 if type_idx >= 0 else 0.0
-    for r in range(len(st.replica_phase)):
-        n, d = int(st.replica_node[r]), int(st.replica_deployment[r])
+        st.gpu_free[n, : spec.arrays.type_num_gpus[type_idx]] = 1.0
+    for r, n in enumerate(st.replica_node.tolist()):
         if n < 0:
             continue
-        demand = min(float(spec.arrays.demand[d, 0]), float(held[n, 0]))
-        mask = take_gpus(st.gpu_free, n, demand)
+        mask = take_gpus(st.gpu_free, n, float(held[r, 0]))
         st.replica_gpus[r] = max(0, mask)
         if mask == NO_DEVICES:
             log.warning("the replicas on node row %d do not fit its GPUs: taking it as full", n)
             st.gpu_free[n] = 0.0
     for n in range(len(st.node_type)):
-        # GPUs of other work: whole devices first, then a share of one; the rest of a shared device counts as gone.
+        # Other work may share a device in a way that is not known: each started GPU counts as a whole device.
         for _ in range(int(np.ceil(st.node_others[n, 0] - EPS))):
             free = np.flatnonzero(st.gpu_free[n] > EPS)
             if len(free):
@@ -228,17 +224,18 @@ def _fill_nodes(
         st.node_type[len(nodes) + i], st.node_phase[len(nodes) + i] = types[name], NodePhase.BOOTING
 
 
-def _fill_free(
-    nodes: list[RawNode], spec: ClusterSpec, st: StateArrays, held: np.ndarray[tuple[int, int], np.dtype[np.float64]]
-) -> None:
+def _fill_free(nodes: list[RawNode], spec: ClusterSpec, st: StateArrays, held: NDArray[np.float64]) -> None:
+    on_node = np.zeros_like(st.node_free)
+    placed = st.replica_node >= 0
+    np.add.at(on_node, st.replica_node[placed], held[placed])
     for n, node in enumerate(nodes):
         total, available = _resources(node.total), _resources(node.available)
         all_of = np.array([total.get(name, 0.0) for name in spec.resource_names])
         free = np.array([available.get(name, 0.0) for name in spec.resource_names])
         # Ray counts in steps of 1e-4; memory, in GiB here, is coarser still.
-        others = np.where(all_of - free - held[n] > 1e-3, all_of - free - held[n], 0.0)
+        others = np.where(all_of - free - on_node[n] > 1e-3, all_of - free - on_node[n], 0.0)
         st.node_others[n] = np.maximum(0.0, others)
-        st.node_free[n] = np.maximum(0.0, np.minimum(free, all_of - held[n]))
+        st.node_free[n] = np.maximum(0.0, np.minimum(free, all_of - on_node[n]))
         if st.node_others[n].any():
             st.node_releasable[n] = False
 
