@@ -93,8 +93,9 @@ class BatchedEnvRunner(SingleAgentEnvRunner):
         truncated: NDArray[Any],
         skipped: NDArray[Any],
     ) -> list[Any]:
-        """Episode chunks: ended ones and the last, unfinished one of each environment."""
-        chunks = []
+        """Episode chunks, in the stock runner's order: ended ones as they ended, then the unfinished ones."""
+        ended: list[tuple[int, int, Any]] = []
+        unfinished: list[Any] = []
         for b in range(self.num_envs):
             ends = [*(np.flatnonzero(terminated[:, b] | truncated[:, b]) + 1), len(actions)]
             begin = 0
@@ -105,22 +106,25 @@ class BatchedEnvRunner(SingleAgentEnvRunner):
                     continue
                 steps = slice(first, end)
                 stub = np.zeros((end - first, 1), np.float32)
-                chunks.append(
-                    SingleAgentEpisode(
-                        observations=InfiniteLookbackBuffer(obs[first : end + 1, b]),
-                        actions=InfiniteLookbackBuffer(actions[steps, b]),
-                        rewards=InfiniteLookbackBuffer(rewards[steps, b]),
-                        infos=InfiniteLookbackBuffer([{}] * (end - first + 1)),
-                        terminated=bool(terminated[end - 1, b]),
-                        truncated=bool(truncated[end - 1, b]),
-                        extra_model_outputs={
-                            Columns.ACTION_LOGP: InfiniteLookbackBuffer(logp[steps, b]),
-                            Columns.ACTION_DIST_INPUTS: InfiniteLookbackBuffer(stub),
-                        },
-                        len_lookback_buffer=0,
-                    )
+                is_terminated, is_truncated = bool(terminated[end - 1, b]), bool(truncated[end - 1, b])
+                chunk = SingleAgentEpisode(
+                    observations=InfiniteLookbackBuffer(obs[first : end + 1, b]),
+                    actions=InfiniteLookbackBuffer(actions[steps, b]),
+                    rewards=InfiniteLookbackBuffer(rewards[steps, b]),
+                    infos=InfiniteLookbackBuffer([{}] * (end - first + 1)),
+                    terminated=is_terminated,
+                    truncated=is_truncated,
+                    extra_model_outputs={
+                        Columns.ACTION_LOGP: InfiniteLookbackBuffer(logp[steps, b]),
+                        Columns.ACTION_DIST_INPUTS: InfiniteLookbackBuffer(stub),
+                    },
+                    len_lookback_buffer=0,
                 )
-        return chunks
+                if is_terminated or is_truncated:
+                    ended.append((end, b, chunk))
+                else:
+                    unfinished.append(chunk)
+        return [chunk for _, _, chunk in sorted(ended, key=lambda entry: entry[:2])] + unfinished
 
     def get_metrics(self) -> Any:
         """Reduced metrics; finished episodes are logged while sampling."""
