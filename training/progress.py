@@ -73,13 +73,12 @@ def progress_line(progress: Progress) -> str:
 
 
 def progress_table(progress: Progress) -> Table:
-    """The reading as a table with a bar."""
-    row = _row(progress)
-    table = Table(title="rayfold train", caption_justify="left")
-    for name in row:
-        table.add_column(name, justify="left" if name == "phase" else "right")
-    table.add_column("", width=24)
-    table.add_row(*row.values(), ProgressBar(total=1.0, completed=min(1.0, progress.done_frac), width=24))
+    """The reading as a table, one figure a row so that it fits any terminal, and a bar."""
+    table = Table("rayfold train", "", show_edge=False)
+    table.columns[1].justify = "right"
+    for name, value in _row(progress).items():
+        table.add_row(name, value)
+    table.add_row("done", ProgressBar(total=1.0, completed=min(1.0, progress.done_frac), width=24))
     return table
 
 
