@@ -3,9 +3,13 @@
 import asyncio
 from typing import Any
 
+import ray
 from ray import serve
+from ray.serve._private.common import DeploymentID
 
-__all__ = ["SERVICE_S", "echo"]
+from rayfold.serving.executor import serve_controller
+
+__all__ = ["SERVICE_S", "deploy_echo", "scale_echo"]
 
 SERVICE_S = 0.05  # a request takes this long
 
@@ -22,7 +26,7 @@ class Echo:
         return self._name
 
 
-def echo(name: str, num_replicas: int, bundles: list[dict[str, float]] | None = None) -> Any:
+def _echo(name: str, num_replicas: int, bundles: list[dict[str, float]] | None = None) -> Any:
     """An application of one deployment, both called ``name``.
 
     Args:
@@ -32,7 +36,6 @@ def echo(name: str, num_replicas: int, bundles: list[dict[str, float]] | None = 
     """
     options: dict[str, Any] = {
         "name": name,
-        "version": "1",  # same code: a new number of replicas restarts none
         "num_replicas": num_replicas,
         "ray_actor_options": {"num_cpus": 1, "num_gpus": 1},
         "max_ongoing_requests": 5,
@@ -43,3 +46,15 @@ def echo(name: str, num_replicas: int, bundles: list[dict[str, float]] | None = 
         options |= {"placement_group_bundles": bundles, "placement_group_strategy": "PACK"}
     deployment: Any = serve.deployment(**options)(Echo)
     return deployment.bind(name)
+
+
+def deploy_echo(name: str, num_replicas: int, bundles: list[dict[str, float]] | None = None) -> None:
+    """Deploys ``/name`` and waits until it serves; see ``_echo`` for the arguments."""
+    application = _echo(name, num_replicas, bundles)
+    serve.run(application, name=name, route_prefix=f"/{name}", external_scaler_enabled=True)
+
+
+def scale_echo(name: str, num_replicas: int) -> None:
+    """Changes the number of replicas without restarting any; does not wait."""
+    deployment_id = DeploymentID(name=name, app_name=name)
+    ray.get(serve_controller().update_deployment_replicas.remote(deployment_id, num_replicas), timeout=20.0)

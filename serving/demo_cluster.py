@@ -17,10 +17,10 @@ import ray
 from rayfold.envs.cluster import Interval, NodeType
 from rayfold.envs.safety import Limits
 from rayfold.errors import ClusterError
-from rayfold.serving import demo_apps
 from rayfold.serving.attach import build_policy, deploy_decider, read_token
 from rayfold.serving.decider import Mode
 from rayfold.serving.decider_app import describe_state
+from rayfold.serving.demo_apps import deploy_echo, scale_echo
 from rayfold.serving.history import History
 from rayfold.serving.live_settings import DeploymentSettings, LiveSettings, NodeTypeSettings
 from rayfold.serving.load import HttpLoad
@@ -105,15 +105,11 @@ def demo_spec() -> DemoSpec:
     )
 
 
-def _deploy(spec: DemoSpec, counts: dict[str, int]) -> None:
-    from ray import serve
-
+def _deploy(spec: DemoSpec) -> None:
     # Largest first: a PACK group that finds no node with room for all of it would span nodes, and stay.
     for d in sorted(spec.deployments, key=lambda d: -d.num_gpus):
         bundles = [{"GPU": 1.0, "CPU": 1.0}] * d.num_gpus if d.num_gpus > 1 else None
-        serve.run(
-            demo_apps.echo(d.name, counts[d.name], bundles), name=d.name, route_prefix=f"/{d.name}", blocking=False
-        )
+        deploy_echo(d.name, d.replicas_before, bundles)
 
 
 def _listing(state: Any) -> tuple[str, ...]:
@@ -198,7 +194,7 @@ def _start_serve(spec: DemoSpec, progress: Callable[[str], None]) -> int:
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     before = {d.name: d.replicas_before for d in spec.deployments}
-    _deploy(spec, before)
+    _deploy(spec)
     _wait("replicas to serve", lambda: _is_settled(spec, spec.settings, before), 180.0)
     _release_request()
     progress(f"{_num_workers()} nodes, {sum(before.values())} replicas serving")
@@ -227,7 +223,9 @@ def _scale_down_and_compact(
 ) -> LiveDemoResult:
     after = {d.name: d.replicas_after for d in spec.deployments}
     load.begin("before")
-    _deploy(spec, after)
+    for d in spec.deployments:
+        if d.replicas_after != d.replicas_before:
+            scale_echo(d.name, d.replicas_after)
     _wait("the scale-down", lambda: _is_settled(spec, spec.settings, after), 90.0)
     first = take_snapshot(spec.settings, History())
     nodes_before, listing_before = _num_workers(), _listing(first)

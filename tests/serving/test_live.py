@@ -1,0 +1,380 @@
+"""Against a real Ray 2.60 cluster with Serve and the autoscaler: nothing here is simulated.
+
+One cluster for all tests: three logical 4-GPU nodes, four plain replicas and one PACK group of two bundles. Every test
+leaves these five replicas serving, up to the last one.
+"""
+
+import dataclasses
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+import pytest
+
+from rayfold.envs.cluster import Interval, NodeType
+from rayfold.envs.encoding import encode_state
+from rayfold.envs.moves import Move, MovePhase
+from rayfold.envs.safety import Limits
+from rayfold.envs.state import ClusterState, ReplicaPhase
+from rayfold.errors import ClusterError, ExecutorError
+from rayfold.policies.best_fit import BestFit
+from rayfold.serving import controller_patch
+from rayfold.serving.attach import deploy_decider, serve_decider
+from rayfold.serving.decider import Mode
+from rayfold.serving.executor import ServeExecutor, call_controller
+from rayfold.serving.history import History
+from rayfold.serving.live_settings import DeploymentSettings, LiveSettings, NodeTypeSettings
+from rayfold.serving.load import HttpLoad
+from rayfold.serving.snapshot import take_snapshot
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets to the collector
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+NODE_TYPE = NodeType(
+    name="gpu4",
+    resources={"GPU": 4.0, "CPU": 8.0, "memory_gib": 4.0},
+    price_usd_per_h=4.0,
+    min_nodes=0,
+    max_nodes=3,
+)
+_STARTUP = DeploymentSettings(startup_s=Interval(2.0, 5.0), drain_s=Interval(1.0, 2.0))
+SETTINGS = LiveSettings(
+    idle_timeout_s=10.0,
+    decision_interval_s=2.0,
+    move_timeout_s=60.0,
+    node_types={"gpu4": NodeTypeSettings(price_usd_per_h=4.0, max_nodes=3)},
+    deployments={"plain": _STARTUP, "pack": _STARTUP},
+    limits=Limits(max_concurrent_moves=2, deployment_cooldown_s=1.0, fence_s=60.0),
+)
+
+
+def wait_until(what: str, is_done: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    """Polls a condition; fails the test when it does not come true in time."""
+    deadline_s = time.monotonic() + timeout_s
+    while not is_done():
+        assert time.monotonic() < deadline_s, f"waited {timeout_s:.0f} s in vain: {what}"
+        time.sleep(0.2)
+
+
+def snapshot() -> ClusterState:
+    """The cluster now."""
+    return take_snapshot(SETTINGS, History())
+
+
+def replicas_of(state: ClusterState, key: str) -> list[int]:
+    """Rows of the running replicas of a deployment."""
+    st = state.arrays
+    d = [x.key for x in state.spec.deployments].index(key)
+    running = (st.replica_deployment == d) & (st.replica_phase == ReplicaPhase.RUNNING)
+    return [int(r) for r in running.nonzero()[0]]
+
+
+def is_calm(state: ClusterState, num_replicas: int) -> bool:
+    """Whether exactly so many replicas exist, all of them serving."""
+    phases = state.arrays.replica_phase.tolist()
+    return len(phases) == num_replicas and all(p == ReplicaPhase.RUNNING for p in phases)
+
+
+def other_node(state: ClusterState, r: int, gpus: float) -> int:
+    """The row of the node other than that of replica ``r`` with most free GPUs."""
+    st = state.arrays
+    rows = [n for n in range(len(st.node_type)) if n != st.replica_node[r]]
+    best = max(rows, key=lambda n: st.node_free[n, 0])
+    assert st.node_free[best, 0] >= gpus, "the test needs a node with room"
+    return best
+
+
+def finish(executor: ServeExecutor, move_id: str, timeout_s: float = 60.0) -> MovePhase:
+    """Waits for a move to end."""
+    final = (MovePhase.DONE, MovePhase.FAILED, MovePhase.CANCELLED)
+    wait_until(f"move {move_id} to end", lambda: executor.phase(move_id) in final, timeout_s)
+    return executor.phase(move_id)
+
+
+class Live(NamedTuple):
+    """The running cluster."""
+
+    address: str
+    url: str  # of Serve's HTTP proxy
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[Live]:
+    """Starts the cluster and its applications: four plain replicas and one PACK group of two bundles."""
+    with warnings.catch_warnings():
+        # Importing and starting Ray Serve warns of its own deprecations and unclosed sockets.
+        warnings.simplefilter("ignore")
+        yield from _start()
+
+
+def _start() -> Iterator[Live]:
+    from ray import serve
+
+    from rayfold.serving import demo_apps
+    from rayfold.serving.local_cluster import LocalCluster, free_port
+
+    with LocalCluster(node_types=[NODE_TYPE], idle_timeout_s=SETTINGS.idle_timeout_s) as cluster:
+        cluster.connect()
+        request_nodes(3)
+        wait_until("three nodes to join", lambda: num_nodes() == 3, 90.0)
+        port = free_port()
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        bundles = [{"GPU": 1.0, "CPU": 1.0}] * 2
+        demo_apps.deploy_echo("pack", 1, bundles)
+        demo_apps.deploy_echo("plain", 4)
+        wait_until("five replicas to serve", lambda: is_calm(snapshot(), 5), 60.0)
+        yield Live(cluster.address, f"http://127.0.0.1:{port}")
+
+
+def num_nodes() -> int:
+    """Alive worker nodes."""
+    import ray
+
+    api: Any = ray
+    return sum(bool(n["Alive"]) and n["Resources"].get("GPU", 0) > 0 for n in api.nodes())
+
+
+def request_nodes(count: int) -> None:
+    """Asks the autoscaler to keep ``count`` nodes; 0 takes the wish back."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[{"GPU": 4.0}] * count)
+
+
+@pytest.fixture
+def executor(live: Live) -> Iterator[ServeExecutor]:
+    """An attached executor, detached afterwards."""
+    made = ServeExecutor(move_timeout_s=60.0, fence_s=0.0)
+    made.attach()
+    yield made
+    made.detach()
+
+
+def _scheduler_class(controller: Any) -> tuple[str, str, bool]:
+    """Runs in the controller: names of the scheduler's class and of the patched method, and whether a desk is there."""
+    from ray.serve._private import deployment_state as ds
+
+    scheduler = controller.deployment_state_manager._deployment_scheduler
+    method = ds.DeploymentState.migrate_replicas_on_draining_nodes
+    return type(scheduler).__qualname__, method.__qualname__, hasattr(scheduler, "_rayfold_desk")
+
+
+def _node_of(state: ClusterState, replica_id: str) -> str:
+    return state.node_ids[int(state.arrays.replica_node[state.replica_ids.index(replica_id)])]
+
+
+@pytest.mark.parametrize(("app", "gpus"), [("plain", 1.0), ("pack", 2.0)])
+def test_move_under_load_loses_no_request(live: Live, executor: ServeExecutor, app: str, gpus: float) -> None:
+    """A plain actor and a PACK group arrive whole on the named node, and every request is answered."""
+    state = snapshot()
+    r = replicas_of(state, f"{app}/{app}")[0]
+    n = other_node(state, r, gpus)
+    with HttpLoad([f"{live.url}/{app}"], num_clients=6) as load:
+        wait_until("load to flow", lambda: load.stats("start").requests > 20)
+        load.begin("move")
+        move_id = executor.start(state, Move(r, n))
+        assert finish(executor, move_id) == MovePhase.DONE, executor.statuses()[move_id]
+        load.begin("after")
+        wait_until("load after the move", lambda: load.stats("after").requests > 20)
+    status = executor.statuses()[move_id]
+    after = snapshot()
+    assert status.replacement_id is not None
+    assert _node_of(after, status.replacement_id) == state.node_ids[n]
+    assert state.replica_ids[r] not in after.replica_ids
+    assert is_calm(after, 5)
+    assert all(d.is_movable for d in after.spec.deployments), "the group must not span nodes"
+    for phase in ("start", "move", "after"):
+        stats = load.stats(phase)
+        assert stats.failed == 0, stats.errors
+    assert load.stats("move").requests > 20
+
+
+def test_cancel_leaves_the_target_count(live: Live, executor: ServeExecutor) -> None:
+    """A move that cannot land is cancelled: the old replica serves on, and the count is the target."""
+    state = snapshot()
+    r = replicas_of(state, "pack/pack")[0]
+    n = _crowded_node(state, r)
+    move_id = executor.start(state, Move(r, n))
+    wait_until("the replacement to exist", lambda: executor.statuses()[move_id].replacement_id is not None)
+    assert executor.phase(move_id) == MovePhase.STARTING
+    executor.cancel(move_id)
+    assert finish(executor, move_id) == MovePhase.CANCELLED
+    wait_until("five replicas", lambda: is_calm(snapshot(), 5))
+    assert state.replica_ids[r] in snapshot().replica_ids
+
+
+def test_time_out_cancels(live: Live) -> None:
+    """The controller itself ends a move that takes too long."""
+    hasty = ServeExecutor(move_timeout_s=2.0, fence_s=0.0)
+    state = snapshot()
+    r = replicas_of(state, "pack/pack")[0]
+    move_id = hasty.start(state, Move(r, _crowded_node(state, r)))
+    assert finish(hasty, move_id, 20.0) == MovePhase.CANCELLED
+    assert hasty.statuses()[move_id].detail == "time-out"
+    wait_until("five replicas", lambda: is_calm(snapshot(), 5))
+    assert state.replica_ids[r] in snapshot().replica_ids
+    hasty.detach()
+
+
+def _crowded_node(state: ClusterState, r: int) -> int:
+    """A node other than that of ``r`` with too little room for two GPUs, which the tests before have left so."""
+    st = state.arrays
+    rows = [n for n in range(len(st.node_type)) if n != st.replica_node[r] and st.node_free[n, 0] < 2.0]
+    if not rows:
+        pytest.fail(f"the test needs a node with less than two free GPUs, got {st.node_free[:, 0]}")
+    return rows[0]
+
+
+def test_second_move_of_one_replica_is_refused(live: Live, executor: ServeExecutor) -> None:
+    """One replica moves to one place at a time, and never to where it is."""
+    state = snapshot()
+    r = replicas_of(state, "plain/plain")[0]
+    home = int(state.arrays.replica_node[r])
+    with pytest.raises(ExecutorError, match="is on that node"):
+        executor.start(state, Move(r, home))
+    n = other_node(state, r, 1.0)
+    move_id = executor.start(state, Move(r, n))
+    with pytest.raises(ExecutorError, match=r"moved already|no running replica"):
+        executor.start(state, Move(r, n))
+    executor.cancel(move_id)
+    assert finish(executor, move_id) in (MovePhase.CANCELLED, MovePhase.DONE)
+    wait_until("five replicas", lambda: is_calm(snapshot(), 5))
+
+
+def test_other_version_is_refused_and_untouched(live: Live) -> None:
+    """On a Ray that was not tested, attaching is refused, the controller stays as it is, and observing works."""
+    with pytest.raises(ClusterError, match="not a tested version"):
+        ServeExecutor(tested_ray=("2.59.0",)).attach()
+    assert call_controller(_scheduler_class)[2] is False
+    assert len(snapshot().replica_ids) == 5
+
+
+def test_detach_leaves_the_controller_as_found(live: Live) -> None:
+    """Scheduler class and method are the old ones again after a detach."""
+    before = call_controller(_scheduler_class)
+    executor = ServeExecutor()
+    executor.attach()
+    assert call_controller(_scheduler_class) != before
+    executor.detach()
+    assert call_controller(_scheduler_class) == before
+
+
+def test_fenced_node_takes_no_new_replica(live: Live, executor: ServeExecutor) -> None:
+    """Under spread, a fenced node with most room is passed over, by a scale-up of an unpatched application."""
+    from ray import serve
+
+    from rayfold.serving import demo_apps
+
+    state = snapshot()
+    free = state.arrays.node_free[:, 0]
+    fenced = int(free.argmax())
+    room_elsewhere = int(free.sum() - free[fenced])
+    assert room_elsewhere >= 1
+    call_controller(controller_patch.fence, state.node_ids[fenced], time.time() + 60.0)
+    count = min(2, room_elsewhere)
+    demo_apps.deploy_echo("late", count)
+    after = snapshot()
+    nodes = {int(after.arrays.replica_node[r]) for r in replicas_of(after, "late/late")}
+    assert len(replicas_of(after, "late/late")) == count
+    assert after.node_ids.index(state.node_ids[fenced]) not in nodes
+    serve.delete("late")
+    call_controller(controller_patch.fence, state.node_ids[fenced], 0.0)
+    wait_until("five replicas", lambda: is_calm(snapshot(), 5))
+
+
+def test_live_snapshot_encodes_as_the_equal_hand_built_state(live: Live) -> None:
+    """Free room, devices and counts rebuilt by hand from the replicas alone give the same observation."""
+    state = snapshot()
+    st, spec = state.arrays, state.spec
+    hand = st.copy()
+    hand.node_free[:] = spec.arrays.type_capacity[hand.node_type]
+    hand.gpu_free[:] = 1.0
+    for r in range(len(state.replica_ids)):
+        n, num_gpus = int(st.replica_node[r]), int(spec.arrays.demand[st.replica_deployment[r], 0])
+        hand.node_free[n] -= spec.arrays.demand[st.replica_deployment[r]]
+        first = int((hand.gpu_free[n] < 1.0).sum())
+        hand.gpu_free[n, first : first + num_gpus] = 0.0
+    built = dataclasses.replace(state, arrays=hand, node_ids=(), replica_ids=())
+    np.testing.assert_allclose(encode_state(state, Limits()), encode_state(built, Limits()), atol=1e-5)
+
+
+def test_recommend_shows_a_plan_and_touches_nothing(live: Live) -> None:
+    """Mode recommend tells its moves, starts none, asks for the token, and is gone afterwards."""
+    before = snapshot().replica_ids
+    lines: list[str] = []
+    answers: dict[str, httpx.Response] = {}
+    stop = threading.Event()
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        if not line.startswith("recommend"):
+            return
+        base = f"{live.url}/rayfold"
+        with httpx.Client(timeout=10.0, trust_env=False) as client:
+            for name in ("healthz", "state", "plan", "decisions", "moves"):
+                answers[name] = client.get(f"{base}/{name}")
+            answers["no token"] = client.post(f"{base}/mode", json={"mode": "act"})
+            answers["wrong"] = client.post(f"{base}/mode", json={"mode": "act"}, headers={"Authorization": "Bearer no"})
+
+    seen = serve_decider(
+        address=live.address, mode="recommend", settings=SETTINGS, progress=tell, stop=stop, max_decisions=2
+    )
+    assert seen == 2
+    assert answers["healthz"].json()["status"] == "ok"
+    assert len(answers["state"].json()["replicas"]) == 5
+    assert answers["plan"].json()["policy"] == "best_fit"
+    assert len(answers["decisions"].json()) >= 1
+    assert answers["moves"].json() == []
+    assert (answers["no token"].status_code, answers["wrong"].status_code) == (401, 401)
+    assert any(line.startswith("recommend best_fit: 3 nodes, 12.00 USD/h") for line in lines), lines
+    assert sorted(snapshot().replica_ids) == sorted(before)
+    assert httpx.get(f"{live.url}/rayfold/healthz", timeout=10.0, trust_env=False).status_code == 404
+
+
+def test_act_empties_a_node_and_it_is_released(live: Live) -> None:
+    """The last test: after a scale-down the decider moves what is left together, and the autoscaler takes a node."""
+    from ray import serve
+
+    from rayfold.serving import demo_apps
+
+    demo_apps.scale_echo("plain", 3)
+    wait_until("four replicas", lambda: is_calm(snapshot(), 4))
+    _spread_out()
+    assert len({int(n) for n in snapshot().arrays.replica_node}) == 3
+    with HttpLoad([f"{live.url}/plain", f"{live.url}/pack"], num_clients=4) as load:
+        url = deploy_decider(
+            address=live.address, policy=BestFit(SETTINGS.limits), settings=SETTINGS, mode=Mode.ACT, token="t"
+        )
+        request_nodes(0)
+        wait_until("a node to be released", lambda: num_nodes() < 3, 90.0)
+        moves = httpx.get(f"{url}/moves", timeout=10.0, trust_env=False).json()
+        serve.delete("rayfold")
+    assert [m for m in moves if m["phase"] == "done"]
+    assert load.stats("start").failed == 0, load.stats("start").errors
+    wait_until("the controller to be as found", lambda: call_controller(_scheduler_class)[2] is False)
+    assert (snapshot().arrays.replica_phase == ReplicaPhase.RUNNING).sum() == 4
+
+
+def _spread_out() -> None:
+    """Moves plain replicas until every node holds something."""
+    executor = ServeExecutor(fence_s=0.0)
+    for _ in range(3):
+        state = snapshot()
+        st = state.arrays
+        empty = [n for n in range(len(st.node_type)) if n not in st.replica_node]
+        if not empty:
+            break
+        counts = np.bincount(st.replica_node, minlength=len(st.node_type))
+        r = max(replicas_of(state, "plain/plain"), key=lambda row: counts[st.replica_node[row]])
+        assert finish(executor, executor.start(state, Move(r, empty[0]))) == MovePhase.DONE
+    executor.detach()
