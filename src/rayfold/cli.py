@@ -1,0 +1,237 @@
+"""The command line: ``train``, ``evaluate``, ``serve``, ``demo``, ``scenarios``.
+
+Heavy imports stand inside the verbs, so that ``--help`` is quick. What the user gave wrong is told in one line and
+ends with exit code 2.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayfold.errors import InputError, RayfoldError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="rayfold",
+    help="Learned replica compaction for Ray Serve: train, evaluate, deploy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_EXIT_INPUT, _EXIT_INTERRUPT = 2, 130
+
+TracesOption = Annotated[
+    Path | None, typer.Option("--traces", help="Folder with the trace files; default $RAYFOLD_TRACES or ./traces.")
+]
+SyntheticOption = Annotated[bool, typer.Option("--synthetic", help="Generated traffic instead of the trace files.")]
+
+
+def _traces_dir(given: Path | None) -> Path:
+    return given or Path(os.environ.get("RAYFOLD_TRACES") or "traces")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+@app.command()
+def train(
+    scenario: Annotated[str, typer.Option(help="Shipped names or YAML paths, comma-separated.")] = "llm_api",
+    stop_minutes: Annotated[float | None, typer.Option(help="Wall time of this call.")] = None,
+    stop_steps: Annotated[int | None, typer.Option(help="Environment steps of PPO.")] = None,
+    run_dir: Annotated[Path, typer.Option(help="Checkpoints, event files and the bundle go here.")] = Path(
+        "runs/train"
+    ),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --run-dir.")] = False,
+    warm_start: Annotated[str, typer.Option(help="Heuristic to imitate first; '' = none.")] = "dearest_first",
+    seed: int = 0,
+    traces: TracesOption = None,
+    synthetic: SyntheticOption = False,
+    num_env_runners: Annotated[int, typer.Option(help="0 = sample in this process.")] = 0,
+    num_learners: Annotated[int, typer.Option(help="0 = learn in this process.")] = 0,
+    num_gpus_per_learner: float = 0.0,
+) -> None:
+    """Train a policy offline and write its bundle."""
+    from rich.console import Console
+
+    from rayfold.training.ppo import train as run_training
+    from rayfold.training.progress import ProgressDisplay
+    from rayfold.training.train_config import TrainConfig
+
+    if stop_minutes is None and stop_steps is None:
+        stop_minutes = 3.0
+    config = TrainConfig(
+        run_dir=run_dir,
+        scenarios=_names(scenario),
+        stop_minutes=stop_minutes,
+        stop_steps=stop_steps,
+        resume=resume,
+        warm_start=warm_start,
+        seed=seed,
+        traces_dir=_traces_dir(traces),
+        synthetic=synthetic,
+        num_env_runners=num_env_runners,
+        num_learners=num_learners,
+        num_gpus_per_learner=num_gpus_per_learner,
+    )
+    console = Console()
+    with ProgressDisplay(console) as display:
+        result = run_training(config, display)
+    console.print(f"bundle: {result.bundle_dir} ({result.chosen} weights)\ncheckpoint: {result.checkpoint}")
+    if result.interrupted:
+        raise typer.Exit(_EXIT_INTERRUPT)
+
+
+@app.command()
+def evaluate(
+    scenario: Annotated[str, typer.Option(help="Shipped name or YAML path.")] = "llm_api",
+    policies: Annotated[
+        str, typer.Option(help="Comma-separated heuristics, 'learned', or bundle directories.")
+    ] = "none,best_fit,ray_serve",
+    bundle: Annotated[Path | None, typer.Option(help="Bundle of 'learned'; default: the shipped one.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Episodes.")] = 8,
+    first_seed: Annotated[int, typer.Option(min=0)] = 0,
+    split: Annotated[str, typer.Option(help="train or validation.")] = "validation",
+    horizon_h: Annotated[float | None, typer.Option(help="Length of an episode; default: the scenario's.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write every metric here; a PNG is written beside it.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write the picture here.")] = None,
+    traces: TracesOption = None,
+    synthetic: SyntheticOption = False,
+) -> None:
+    """Evaluate policies on the same episodes."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from rayfold.envs.scenario import Split, load_scenario
+    from rayfold.policies.by_name import make_policy
+    from rayfold.training.evaluation import evaluate as run_evaluation
+    from rayfold.training.report import table, write_json, write_png
+
+    if split not in list(Split):
+        raise InputError("--split", " or ".join(Split), split)
+    loaded = load_scenario(scenario, _traces_dir(traces), synthetic=synthetic)
+    if horizon_h is not None:
+        loaded = loaded.with_horizon(horizon_h * 3600.0)
+    chosen = {name: make_policy(name, loaded.limits, bundle=bundle, where="--policies") for name in _names(policies)}
+    if not chosen:
+        raise InputError("--policies", "at least one policy", "none")
+    console = Console()
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("evaluating", total=seeds * len(chosen))
+        evaluation = run_evaluation(
+            loaded,
+            chosen,
+            range(first_seed, first_seed + seeds),
+            Split(split),
+            lambda name, seed: progress.advance(task),
+        )
+    console.print(table(evaluation))
+    if json is not None:
+        write_json(json, evaluation.to_json())
+    picture = png or (json.with_suffix(".png") if json is not None else None)
+    if picture is not None:
+        write_png(picture, evaluation)
+
+
+@app.command()
+def serve(
+    address: Annotated[str, typer.Option(help="HOST:PORT of the Ray cluster.")],
+    mode: Annotated[str, typer.Option(help="off, observe, recommend or act.")] = "recommend",
+    policy: Annotated[str, typer.Option(help="A heuristic, 'learned', or the directory of a bundle.")] = "learned",
+    settings: Annotated[Path | None, typer.Option(help="YAML: prices, start-up times, limits.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="Bearer token of POST /mode, file mode 0600.")] = None,
+    journal: Annotated[Path | None, typer.Option(help="JSON lines on the head node.")] = None,
+    decisions: Annotated[int | None, typer.Option(min=1, help="End after so many.")] = None,
+) -> None:
+    """Attach the decider to a running Ray Serve cluster."""
+    from rich.console import Console
+
+    from rayfold.serving.attach import serve_decider
+    from rayfold.serving.live_settings import LiveSettings, load_live_settings
+
+    console = Console()
+    serve_decider(
+        address=address,
+        mode=mode,
+        policy=policy,
+        settings=load_live_settings(settings) if settings else LiveSettings(),
+        token_file=token_file,
+        journal_path=journal,
+        progress=lambda text: console.print(text, highlight=False, soft_wrap=True),
+        max_decisions=decisions,
+    )
+
+
+@app.command()
+def demo(
+    json: Annotated[Path | None, typer.Option(help="Write what was measured here.")] = None,
+    train_minutes: Annotated[float, typer.Option(min=0.1, help="Wall time of the training.")] = 3.0,
+    seeds: Annotated[int, typer.Option(min=1, help="Evaluation episodes.")] = 3,
+    run_dir: Annotated[Path, typer.Option(help="The training's folder.")] = Path("runs/demo"),
+    traces: TracesOption = None,
+    synthetic: SyntheticOption = False,
+) -> None:
+    """The whole loop: train, evaluate, and let the trained policy act on a real local cluster."""
+    from rayfold.demo import run_demo
+
+    is_good = run_demo(
+        json_path=json,
+        train_minutes=train_minutes,
+        num_seeds=seeds,
+        run_dir=run_dir,
+        traces_dir=_traces_dir(traces),
+        synthetic=synthetic,
+    )
+    if not is_good:
+        raise typer.Exit(1)
+
+
+@app.command()
+def scenarios() -> None:
+    """List the shipped scenarios."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rayfold.envs.scenario import load_scenario
+    from rayfold.envs.scenario_file import shipped_scenarios
+
+    listing = Table("scenario", "nodes at most", "deployments", "what it is for")
+    for name in shipped_scenarios():
+        loaded = load_scenario(name, None, synthetic=True)
+        listing.add_row(name, str(loaded.spec.max_nodes), str(loaded.spec.num_deployments), loaded.description)
+    Console().print(listing)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from rayfold import __version__
+
+        typer.echo(f"rayfold {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version)] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens inside.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+
+
+def main() -> None:
+    """Entry point: one line and exit code 2 for what the user gave wrong."""
+    try:
+        app(standalone_mode=True)
+    except RayfoldError as err:
+        typer.echo(f"error: {err}", err=True)
+        sys.exit(_EXIT_INPUT)
+    except KeyboardInterrupt:
+        sys.exit(_EXIT_INTERRUPT)

@@ -1,0 +1,106 @@
+"""What an evaluation looks like: a table for the terminal, JSON, and a picture."""
+
+import importlib.metadata
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from rayfold.training.evaluation import Evaluation, Interval95
+
+__all__ = ["COLUMNS", "table", "write_atomically", "write_json", "write_png"]
+
+# Column: metric, heading, factor, digits. Never a saving without moves, undone moves and unserved demand beside it.
+COLUMNS = (
+    ("cost_usd", "cost USD", 1.0, 2),
+    ("excess_frac", "excess %", 100.0, 1),
+    ("node_usd", "nodes USD", 1.0, 2),
+    ("disruption_usd", "moves USD", 1.0, 2),
+    ("unserved_usd", "unserved USD", 1.0, 2),
+    ("node_h", "node-h", 1.0, 2),
+    ("tokens_per_gpu_s", "tokens/GPU-s", 1.0, 1),
+    ("moves", "moves", 1.0, 1),
+    ("undone_moves", "undone", 1.0, 1),
+    ("cold_start_gpu_h", "cold start GPU-h", 1.0, 2),
+    ("unserved_replica_h", "unserved replica-h", 1.0, 2),
+    ("decision_p50_ms", "decision ms p50", 1.0, 2),
+    ("decision_p99_ms", "p99", 1.0, 2),
+)
+
+
+def _cell(value: Interval95, factor: float, digits: int) -> str:
+    return f"{value.mean * factor:,.{digits}f} ± {value.ci95 * factor:,.{digits}f}"
+
+
+def table(evaluation: Evaluation) -> Table:
+    """One column per policy, one row per metric: fits a terminal with any number of metrics."""
+    summary = evaluation.summary()
+    out = Table(
+        title=f"{evaluation.scenario.name}: mean ± 95 % confidence over {len(evaluation.seeds)} episodes of "
+        f"{evaluation.scenario.horizon_s / 3600:g} h ({evaluation.split}, {evaluation.scenario.traffic_name})"
+    )
+    out.add_column("")
+    for name in summary:
+        out.add_column(name, justify="right")
+    for metric, heading, factor, digits in COLUMNS:
+        out.add_row(heading, *(_cell(values[metric], factor, digits) for values in summary.values()))
+    if "none" in summary:
+        paired = evaluation.paired("none")
+        out.add_row("cost against none, paired %", *(_cell(paired[name], 100.0, 1) for name in summary))
+    return out
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as f:
+            f.write(content)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON with the versions that made it."""
+    packages = ("rayfold", "ray", "torch", "numpy", "gymnasium")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    write_atomically(path, (json.dumps({**content, "versions": versions}, indent=2) + "\n").encode())
+
+
+def write_png(path: Path, evaluation: Evaluation) -> None:
+    """Nodes over time on the first seed, and the mean bill per policy with its interval."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
+    over_time, bills = figure.subplots(1, 2, width_ratios=(2, 1))
+    for name, episodes in evaluation.results.items():
+        over_time.step(episodes[0].time_h, episodes[0].num_nodes, where="post", label=name, lw=1.2)
+    over_time.set(
+        xlabel="hours", ylabel="nodes paid for", title=f"{evaluation.scenario.name}, seed {evaluation.seeds[0]}"
+    )
+    over_time.set_ylim(bottom=0)
+    over_time.legend(fontsize=8)
+    summary = evaluation.summary()
+    bottom = np.zeros(len(summary))
+    for metric, label in (("node_usd", "nodes"), ("disruption_usd", "moves"), ("unserved_usd", "unserved")):
+        height = np.array([values[metric].mean for values in summary.values()])
+        bills.bar(list(summary), height, bottom=bottom, label=label)
+        bottom += height
+    bills.errorbar(
+        list(summary), bottom, [v["cost_usd"].ci95 for v in summary.values()], fmt="none", ecolor="k", capsize=3
+    )
+    bills.set(ylabel="USD per episode", title=f"bill, {len(evaluation.seeds)} seeds")
+    bills.tick_params(axis="x", labelrotation=20)
+    bills.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(str(path))
