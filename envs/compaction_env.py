@@ -1,7 +1,7 @@
 """``rayfold/Compaction-v0``: the Gymnasium environment, one cluster at a time."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -28,7 +28,7 @@ def action_space(layout: ObsLayout) -> spaces.MultiDiscrete:
     return spaces.MultiDiscrete([layout.num_sources, layout.num_nodes])
 
 
-class CompactionEnv(gym.Env[dict[str, NDArray[np.float32]], NDArray[np.int64]]):
+class CompactionEnv(gym.Env[dict[str, NDArray[np.float32]], NDArray[Any]]):
     """Replica compaction on a simulated Ray Serve cluster.
 
     ## Description
@@ -73,7 +73,10 @@ class CompactionEnv(gym.Env[dict[str, NDArray[np.float32]], NDArray[np.int64]]):
     v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+    metadata = {  # noqa: RUF012  # an instance attribute of the base class
+        "render_modes": ["ansi", "rgb_array"],
+        "render_fps": 4,
+    }
 
     def __init__(
         self,

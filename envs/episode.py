@@ -61,6 +61,9 @@ class Episode:
         self.simulator = Simulator(state, traffic, self.limits, simulator_rng)
         settings = scenario.spec.settings
         self._steps_per_tick = round(settings.decision_interval_s / settings.substep_s)
+        cheapest = float(scenario.spec.arrays.type_price_usd_per_h.min())
+        hourly = max(self.simulator.bound_usd_per_h, cheapest, 1e-9)
+        self.first_tick_usd = hourly * settings.decision_interval_s / 3600.0  # what the first tick costs at least
 
     def to_move(self, source: int, destination: int) -> Move | None:
         """The move that an action stands for, None for NOOP and for what the filter refuses.

@@ -56,7 +56,7 @@ def evacuation(
     counts = replicas_on(st)
     node_free, gpu_free = st.node_free.copy(), st.gpu_free.copy()
     touched = np.zeros(num_nodes, np.bool_)
-    count = leaving.shape[0]
+    count = len(leaving)
     for i in range(leaving.shape[0]):
         r = leaving[i]
         d = st.replica_deployment[r]

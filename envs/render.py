@@ -72,5 +72,5 @@ def render_rgb(state: ClusterState) -> NDArray[np.uint8]:
         ax.set_title(state.spec.node_types[st.node_type[n]].name, fontsize=7, pad=2)
     figure.suptitle(f"t = {state.now_s / 3600:.2f} h, {len(present)} nodes", fontsize=9)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    canvas.draw()  # type: ignore[no-untyped-call]  # matplotlib leaves it untyped
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]

@@ -73,7 +73,7 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         scenario = self.scenarios[int(rng.integers(len(self.scenarios)))]
         episode = Episode(scenario, self.layout, self.split, rng)
         if self.normalize:
-            self._scale[b] = self.reward_scale / _first_tick_usd(episode)
+            self._scale[b] = self.reward_scale / episode.first_tick_usd
         return episode
 
     def reset(
@@ -106,11 +106,3 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
             self.episodes[b].encode(outcome.dt_intervals, obs[b])
         self._ended = truncated.copy()
         return obs, reward, np.zeros(self.num_envs, np.bool_), truncated, {}
-
-
-def _first_tick_usd(episode: Episode) -> float:
-    """What the first tick of an episode costs at least."""
-    spec = episode.scenario.spec
-    cheapest = float(spec.arrays.type_price_usd_per_h.min())
-    hourly = max(episode.simulator.bound_usd_per_h, cheapest, 1e-9)
-    return hourly * spec.settings.decision_interval_s / 3600.0

@@ -40,7 +40,7 @@ def evacuations(state: ClusterState, limits: Limits) -> list[Evacuation]:
     move_masks(spec, st, state.now_s, limits, source, may_take)
     destination = np.empty(len(st.replica_phase), np.int64)
     found = []
-    for n in np.flatnonzero(st.node_phase == NodePhase.ALIVE):
+    for n in map(int, np.flatnonzero(st.node_phase == NodePhase.ALIVE)):
         if evacuation(spec, st, state.now_s, limits, may_take, n, destination) <= 0:
             continue
         rows = np.flatnonzero(destination >= 0)
@@ -50,7 +50,7 @@ def evacuations(state: ClusterState, limits: Limits) -> list[Evacuation]:
         )
         found.append(
             Evacuation(
-                node_idx=int(n),
+                node_idx=n,
                 moves=tuple(Move(int(r), int(destination[r])) for r in rows),
                 price_usd=float(cost_usd),
                 node_usd_per_h=float(spec.type_price_usd_per_h[st.node_type[n]]),

@@ -35,7 +35,7 @@ class ImitationConfig:
     lr: float = 2e-3  # peak of a one-cycle schedule
     value_coeff: float = 0.5
     gamma: float = 0.99  # per decision interval
-    reward_scale: float = 1.0  # per US dollar, as in the environment
+    reward_scale: float = 1.0  # of the normalised reward, as in the environment
     max_s: float = float("inf")  # wall time of demonstration and learning together
 
 
@@ -85,7 +85,7 @@ def _demonstrate_episode(
         obs.append(episode.encode(elapsed))
         outcome = episode.act(*action)
         actions.append(action if outcome.moved else (NOOP, 0))
-        rewards.append((outcome.reward_usd + outcome.bound_usd) * config.reward_scale)
+        rewards.append((outcome.reward_usd + outcome.bound_usd) * config.reward_scale / episode.first_tick_usd)
         elapsed, truncated, is_tick = outcome.dt_intervals, outcome.truncated, not outcome.moved
         dt.append(elapsed)
     # Beyond this many intervals less than a tenth of the return is missing.

@@ -24,15 +24,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rayfold.envs.episode import scenario_layout
 from rayfold.envs.layout import ObsLayout
-from rayfold.envs.safety import Limits
 from rayfold.envs.scenario import Scenario, Split
 from rayfold.errors import InputError
-from rayfold.policies.best_fit import BestFit
 from rayfold.policies.bundle import TrainingCard, save_bundle
+from rayfold.policies.by_name import HEURISTICS
 from rayfold.policies.learned import LearnedPolicy
 from rayfold.policies.network import CompactionNet
-from rayfold.policies.protocol import Policy
-from rayfold.policies.ray_serve import RayServe
 from rayfold.training.checkpoints import RunPosition, newest_checkpoint, restore_newest, save_checkpoint
 from rayfold.training.evaluation import run_episode
 from rayfold.training.imitation import ImitationConfig, demonstrate, imitate
@@ -45,7 +42,6 @@ __all__ = ["TrainResult", "train"]
 
 log = logging.getLogger(__name__)
 
-HEURISTICS: dict[str, Callable[[Limits], Policy]] = {"best_fit": BestFit, "ray_serve": RayServe}
 WARM_START_SHARE = 0.25  # of stop_minutes, at most
 EVALUATION_SEED = 1_000_000_007  # added to the run's seed: episodes that training does not draw
 
@@ -58,7 +54,7 @@ class TrainResult:
     checkpoint: Path
     position: RunPosition
     chosen: str  # which weights are in the bundle: "warm_start", "best" or "last"
-    evaluation_usd: dict[str, float]  # mean bill of an episode, per candidate
+    evaluation_excess_frac: dict[str, float]  # mean bill above the lower bound, per candidate
     interrupted: bool
 
 
@@ -193,16 +189,16 @@ class _Run:
             self.candidates["last"] = policy_net(algorithm)
         finally:
             algorithm.stop()  # type: ignore[no-untyped-call]
-        chosen, costs = self._choose()
+        chosen, excesses = self._choose()
         bundle_dir = self.config.run_dir / "bundle"
-        save_bundle(bundle_dir, self.candidates[chosen], self._card(costs[chosen] if costs else None))
+        save_bundle(bundle_dir, self.candidates[chosen], self._card(excesses[chosen] if excesses else None))
         self._report(Phase.DONE)
         return TrainResult(
             bundle_dir=bundle_dir,
             checkpoint=checkpoint,
             position=self.position,
             chosen=chosen,
-            evaluation_usd=costs,
+            evaluation_excess_frac=excesses,
             interrupted=self.stop.is_set(),
         )
 
@@ -218,7 +214,7 @@ class _Run:
         settings = ImitationConfig(
             num_steps=config.warm_start_steps,
             gamma=config.gamma,
-            reward_scale=config.resolved_reward_scale(self.scenarios),
+            reward_scale=config.reward_scale,
             max_s=60.0 * minutes * WARM_START_SHARE if minutes else float("inf"),
         )
         self._report(Phase.DEMONSTRATE)
@@ -271,7 +267,7 @@ class _Run:
         """The candidate with the best mean reward on episodes of the train split that were not trained on."""
         if self.config.evaluation_episodes <= 0:
             return "last", {}
-        costs: dict[str, float] = {}
+        excesses: dict[str, float] = {}
         for name, net in self.candidates.items():
             self._report(Phase.EVALUATE)
             bills = [
@@ -279,11 +275,10 @@ class _Run:
                 for s in self.scenarios
                 for k in range(self.config.evaluation_episodes)
             ]
-            costs[name] = float(np.mean([bill.metrics["cost_usd"] for bill in bills]))
-        sign = np.sign(self.config.resolved_reward_scale(self.scenarios))
-        return min(costs, key=lambda name: sign * costs[name]), costs
+            excesses[name] = float(np.mean([bill.metrics["excess_frac"] for bill in bills]))
+        return max(excesses, key=lambda name: -np.sign(self.config.reward_scale) * excesses[name]), excesses
 
-    def _card(self, cost_usd: float | None) -> TrainingCard:
+    def _card(self, excess_frac: float | None) -> TrainingCard:
         packages = ("rayfold", "ray", "torch", "numpy", "gymnasium")
         return TrainingCard(
             scenarios=tuple(s.name for s in self.scenarios),
@@ -294,7 +289,7 @@ class _Run:
             created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             git_commit=_git_commit(),
             versions={name: importlib.metadata.version(name) for name in packages},
-            metrics={} if cost_usd is None else {"evaluation/cost_usd": cost_usd},
+            metrics={} if excess_frac is None else {"evaluation/excess_frac": excess_frac},
         )
 
 

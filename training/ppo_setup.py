@@ -24,7 +24,7 @@ from rayfold.training.train_config import TrainConfig
 __all__ = ["build_ppo", "load_net", "policy_net"]
 
 ENV_NAME = "rayfold_compaction_vector"
-VF_LOSS_COEFF, VF_CLIP, GRAD_CLIP, CLIP = 0.5, 1e4, 0.5, 0.2
+VF_LOSS_COEFF, VF_CLIP, GRAD_CLIP, CLIP = 0.25, 1e4, 0.5, 0.2
 
 
 class CompactionPPO(PPO):
@@ -60,7 +60,8 @@ def build_ppo(
     env_config = {
         "scenarios": scenarios,
         "layout": layout,
-        "reward_scale": config.resolved_reward_scale(scenarios),
+        "reward_scale": config.reward_scale,
+        "normalize": True,
         "subtract_bound": True,
     }
     settings: Any = PPOConfig(algo_class=CompactionPPO)  # type: ignore[no-untyped-call]

@@ -103,4 +103,4 @@ def write_png(path: Path, evaluation: Evaluation) -> None:
     bills.tick_params(axis="x", labelrotation=20)
     bills.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(path))
+    FigureCanvasAgg(figure).print_png(str(path))  # type: ignore[no-untyped-call]  # matplotlib leaves it untyped

@@ -4,7 +4,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from rayfold.envs.scenario import Scenario, load_scenario
@@ -14,7 +13,6 @@ from rayfold.policies.network import NetworkConfig
 __all__ = ["CONFIG_FILE", "TrainConfig", "load_train_config", "save_train_config"]
 
 CONFIG_FILE = "train.json"
-NODE_TICK_REWARD = 0.05  # reward of one mean node not paid for during one decision interval
 
 _OF_THIS_RUN = ("run_dir", "stop_minutes", "stop_steps", "resume", "num_env_runners", "num_learners")
 
@@ -31,7 +29,7 @@ class TrainConfig:
     stop_minutes: float | None = 3.0  # wall time of this call, the warm start's included
     stop_steps: int | None = None  # environment steps of PPO, those before a resume included
     resume: bool = False  # go on from the newest checkpoint in run_dir, with the settings saved there
-    warm_start: str = "best_fit"  # heuristic to imitate first; empty = none
+    warm_start: str = "dearest_first"  # heuristic to imitate first; empty = none
     warm_start_steps: int = 16_000
     network: NetworkConfig = field(default_factory=NetworkConfig)
     horizon_s: float | None = 14_400.0  # longest episode; None = the scenario's own
@@ -43,7 +41,7 @@ class TrainConfig:
     gamma: float = 0.99  # per decision interval
     lambda_: float = 0.95
     entropy_coeff: float = 0.002
-    reward_scale: float | None = None  # per US dollar; None = NODE_TICK_REWARD per node-interval
+    reward_scale: float = 0.2  # of the reward in units of an episode's own first tick, see CompactionVectorEnv
     checkpoint_every_s: float = 60.0
     evaluation_episodes: int = 4  # for the choice of the weights that go into the bundle
     num_env_runners: int = 0  # 0 = sample in this process
@@ -54,16 +52,6 @@ class TrainConfig:
         """The scenarios, with the training horizon."""
         loaded = [load_scenario(name, self.traces_dir, synthetic=self.synthetic) for name in self.scenarios]
         return [s if self.horizon_s is None else s.with_horizon(min(self.horizon_s, s.horizon_s)) for s in loaded]
-
-    def resolved_reward_scale(self, scenarios: list[Scenario]) -> float:
-        """Reward per US dollar: set, or such that a node costs alike in every scenario's mean."""
-        if self.reward_scale is not None:
-            return self.reward_scale
-        node_tick_usd = [
-            np.mean([t.price_usd_per_h for t in s.spec.node_types]) * s.spec.settings.decision_interval_s / 3600.0
-            for s in scenarios
-        ]
-        return NODE_TICK_REWARD / max(1e-9, float(np.mean(node_tick_usd)))
 
     def check(self) -> None:
         """Refuses settings that cannot work.

@@ -16,6 +16,7 @@ from rayfold.policies.best_fit import BestFit
 from rayfold.policies.bundle import load_bundle
 from rayfold.policies.learned import LearnedPolicy
 from rayfold.policies.none import NoMoves
+from rayfold.policies.protocol import Policy
 from rayfold.policies.ray_serve import RayServe
 from rayfold.serving.demo_cluster import LiveDemoResult, run_live_demo
 from rayfold.training.evaluation import Evaluation, evaluate
@@ -105,7 +106,7 @@ def _train(run_dir: Path, minutes: float, traces_dir: Path, synthetic: bool, con
 
 def _evaluate(bundle_dir: Path, num_seeds: int, traces_dir: Path, synthetic: bool) -> Evaluation:
     scenario = load_scenario(EVALUATION_SCENARIO, traces_dir, synthetic=synthetic)
-    policies = {
+    policies: dict[str, Policy] = {
         "none": NoMoves(),
         "best_fit": BestFit(scenario.limits),
         "ray_serve": RayServe(scenario.limits),

@@ -117,9 +117,9 @@ def test_run_then_resume(tmp_path: Path) -> None:
     first = train(small(tmp_path), readings.append)
     assert 600 <= first.position.steps < 600 + 2 * 256
     assert not first.interrupted
-    assert set(first.evaluation_usd) >= {"warm_start", "last"}
+    assert set(first.evaluation_excess_frac) >= {"warm_start", "last"}
     card = load_bundle(first.bundle_dir).card
-    assert (card.scenarios, card.steps, card.warm_start) == (("smoke",), first.position.steps, "best_fit")
+    assert (card.scenarios, card.steps, card.warm_start) == (("smoke",), first.position.steps, "dearest_first")
     assert [phase for phase, _ in itertools.groupby(r.phase for r in readings)] == [
         Phase.DEMONSTRATE,
         Phase.IMITATE,

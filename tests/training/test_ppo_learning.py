@@ -42,7 +42,7 @@ def test_ppo_reaches_the_known_optimum_with_the_right_sign_only(tmp_path: Path, 
         batch_steps=1024,
         minibatch=256,
         lr=1e-3,
-        reward_scale=sign * 0.4,
+        reward_scale=sign,
     )
     result = train(config)
     scenario = load_scenario("two_node")
