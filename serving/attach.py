@@ -14,37 +14,20 @@ import httpx
 import ray
 
 import rayfold
-from rayfold.envs.safety import Limits
 from rayfold.errors import ClusterError, InputError
-from rayfold.policies.best_fit import BestFit
+from rayfold.policies.by_name import make_policy
 from rayfold.policies.protocol import Policy
 from rayfold.serving.decider import Mode
 from rayfold.serving.executor import serve_controller
 from rayfold.serving.live_settings import LiveSettings
 from rayfold.serving.snapshot import OWN_APP
 
-__all__ = ["build_policy", "connect", "decision_line", "deploy_decider", "read_token", "serve_decider"]
+__all__ = ["connect", "decision_line", "deploy_decider", "read_token", "serve_decider"]
 
 log = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT_S = 12.0
 _READY_TIMEOUT_S = 120.0
-
-
-def build_policy(name: str, limits: Limits) -> Policy:
-    """A heuristic by name, or a learned policy by the directory of its bundle.
-
-    Raises:
-        InputError: Neither, or the bundle is not usable.
-    """
-    if name == "best_fit":
-        return BestFit(limits)
-    if not Path(name).is_dir():
-        raise InputError("--policy", "best_fit or the directory of a policy bundle", name)
-    from rayfold.policies.bundle import load_bundle
-    from rayfold.policies.learned import LearnedPolicy
-
-    return LearnedPolicy(load_bundle(Path(name)).net, limits, greedy=True)
 
 
 def read_token(path: Path | None) -> str:
@@ -182,7 +165,7 @@ def serve_decider(
     Args:
         address: ``HOST:PORT`` of the cluster.
         mode: ``off``, ``observe``, ``recommend`` or ``act``.
-        policy: See ``build_policy``.
+        policy: See ``make_policy``.
         settings: What the cluster does not say of itself.
         token_file: See ``read_token``.
         journal_path: JSON lines on the head node.
@@ -202,7 +185,7 @@ def serve_decider(
     if mode not in set(Mode):
         raise InputError("--mode", ", ".join(Mode), mode)
     settings = settings or LiveSettings()
-    chosen, token = build_policy(policy, settings.limits), read_token(token_file)
+    chosen, token = make_policy(policy, settings.limits), read_token(token_file)
     stop = stop or threading.Event()
     connected_before = ray.is_initialized()
     connect(address)

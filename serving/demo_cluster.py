@@ -17,7 +17,8 @@ import ray
 from rayfold.envs.cluster import Interval, NodeType
 from rayfold.envs.safety import Limits
 from rayfold.errors import ClusterError
-from rayfold.serving.attach import build_policy, deploy_decider, read_token
+from rayfold.policies.by_name import make_policy
+from rayfold.serving.attach import deploy_decider, read_token
 from rayfold.serving.decider import Mode
 from rayfold.serving.decider_app import describe_state
 from rayfold.serving.demo_apps import deploy_echo, scale_echo
@@ -169,7 +170,7 @@ def run_live_demo(
         ClusterError: The cluster did not start or did not settle.
     """
     spec = spec or demo_spec()
-    policy = build_policy("best_fit" if bundle is None else str(bundle), spec.settings.limits)
+    policy = make_policy("best_fit" if bundle is None else str(bundle), spec.settings.limits)
     workers = NodeType(
         name=spec.node_type.name,
         resources=spec.node_type.resources,

@@ -10,9 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import ray  # noqa: F401  # puts the psutil that Ray bundles on the path
-
-import psutil  # type: ignore[import-untyped]  # isort: skip
 
 __all__ = ["MARK", "end", "find"]
 
