@@ -180,8 +180,6 @@ def serve_decider(
         InputError: The address, the policy, the mode or the token file is wrong.
         ClusterError: Serve does not run there, or the decider does not start.
     """
-    from ray import serve
-
     if mode not in set(Mode):
         raise InputError("--mode", ", ".join(Mode), mode)
     settings = settings or LiveSettings()
@@ -196,18 +194,20 @@ def serve_decider(
         progress(f"decider at {url}, mode {mode}, policy {chosen.name}")
         return _follow(url, settings, progress, stop, max_decisions)
     finally:
-        if ray.is_initialized() and _serve_runs():
-            serve.delete(OWN_APP)
+        if ray.is_initialized():
+            _remove_decider()
         if not connected_before:
             ray.shutdown()
 
 
-def _serve_runs() -> bool:
+def _remove_decider() -> None:
+    from ray import serve
+
     try:
         serve_controller()
     except ClusterError:
-        return False
-    return True
+        return
+    serve.delete(OWN_APP)
 
 
 def _follow(

@@ -193,7 +193,9 @@ def _start_serve(spec: DemoSpec, progress: Callable[[str], None]) -> int:
     _request_nodes(spec)
     _wait("nodes to join", lambda: _num_workers() >= spec.num_nodes, 120.0)
     port = free_port()
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    # All nodes share one address here: clients would reach any node's proxy, and lose their connection to
+    # that of a released node. A load balancer in front of a real cluster drains such a proxy first.
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     before = {d.name: d.replicas_before for d in spec.deployments}
     _deploy(spec)
     _wait("replicas to serve", lambda: _is_settled(spec, spec.settings, before), 180.0)

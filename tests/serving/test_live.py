@@ -128,7 +128,8 @@ def _start() -> Iterator[Live]:
         request_nodes(3)
         wait_until("three nodes to join", lambda: num_nodes() == 3, 90.0)
         port = free_port()
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        # One address for all nodes: see the demo.
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         bundles = [{"GPU": 1.0, "CPU": 1.0}] * 2
         demo_apps.deploy_echo("pack", 1, bundles)
         demo_apps.deploy_echo("plain", 4)
@@ -201,9 +202,7 @@ def test_move_under_load_loses_no_request(live: Live, executor: ServeExecutor, a
 
 def test_cancel_leaves_the_target_count(live: Live, executor: ServeExecutor) -> None:
     """A move that cannot land is cancelled: the old replica serves on, and the count is the target."""
-    state = snapshot()
-    r = replicas_of(state, "pack/pack")[0]
-    n = _crowded_node(state, r)
+    state, r, n = _crowded_node(executor)
     move_id = executor.start(state, Move(r, n))
     wait_until("the replacement to exist", lambda: executor.statuses()[move_id].replacement_id is not None)
     assert executor.phase(move_id) == MovePhase.STARTING
@@ -213,26 +212,30 @@ def test_cancel_leaves_the_target_count(live: Live, executor: ServeExecutor) -> 
     assert state.replica_ids[r] in snapshot().replica_ids
 
 
-def test_time_out_cancels(live: Live) -> None:
+def test_time_out_cancels(live: Live, executor: ServeExecutor) -> None:
     """The controller itself ends a move that takes too long."""
     hasty = ServeExecutor(move_timeout_s=2.0, fence_s=0.0)
-    state = snapshot()
-    r = replicas_of(state, "pack/pack")[0]
-    move_id = hasty.start(state, Move(r, _crowded_node(state, r)))
+    state, r, n = _crowded_node(executor)
+    move_id = hasty.start(state, Move(r, n))
     assert finish(hasty, move_id, 20.0) == MovePhase.CANCELLED
     assert hasty.statuses()[move_id].detail == "time-out"
     wait_until("five replicas", lambda: is_calm(snapshot(), 5))
     assert state.replica_ids[r] in snapshot().replica_ids
-    hasty.detach()
 
 
-def _crowded_node(state: ClusterState, r: int) -> int:
-    """A node other than that of ``r`` with too little room for two GPUs, which the tests before have left so."""
-    st = state.arrays
-    rows = [n for n in range(len(st.node_type)) if n != st.replica_node[r] and st.node_free[n, 0] < 2.0]
-    if not rows:
-        pytest.fail(f"the test needs a node with less than two free GPUs, got {st.node_free[:, 0]}")
-    return rows[0]
+def _crowded_node(executor: ServeExecutor) -> tuple[ClusterState, int, int]:
+    """Moves plain replicas onto one node until a PACK group has no room there; that group's row and the node's."""
+    for _ in range(4):
+        state = snapshot()
+        st, r = state.arrays, replicas_of(state, "pack/pack")[0]
+        others = [n for n in range(len(st.node_type)) if n != st.replica_node[r]]
+        n = min(others, key=lambda row: st.node_free[row, 0])
+        if st.node_free[n, 0] < 2.0:
+            return state, r, n
+        mover = next(row for row in replicas_of(state, "plain/plain") if st.replica_node[row] != n)
+        assert finish(executor, executor.start(state, Move(mover, n))) == MovePhase.DONE
+        wait_until("five replicas", lambda: is_calm(snapshot(), 5))
+    pytest.fail("no node could be crowded")
 
 
 def test_second_move_of_one_replica_is_refused(live: Live, executor: ServeExecutor) -> None:
