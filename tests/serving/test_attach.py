@@ -36,7 +36,7 @@ def test_unknown_mode_and_policy(tmp_path: Path) -> None:
     """Both are named with what would do."""
     with pytest.raises(InputError, match="off, observe, recommend, act"):
         serve_decider(address="127.0.0.1:1", mode="dance")
-    with pytest.raises(InputError, match="best_fit, .* or the directory of a policy bundle"):
+    with pytest.raises(InputError, match=r"best_fit, .* or the directory of a policy bundle"):
         make_policy("worst_fit", Limits())
     with pytest.raises(InputError):
         make_policy(str(tmp_path), Limits())
