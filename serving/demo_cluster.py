@@ -180,17 +180,17 @@ def run_live_demo(
     progress("starting a local Ray cluster")
     with LocalCluster(node_types=[workers], idle_timeout_s=spec.settings.idle_timeout_s) as cluster:
         cluster.connect()
-        port = _start_serve(spec, progress)
+        port = _start_serve(cluster.address, spec, progress)
         urls = [f"http://127.0.0.1:{port}/{d.name}" for d in spec.deployments]
         with HttpLoad(urls, num_clients=num_clients) as load:
             return _scale_down_and_compact(spec, policy, cluster.address, load, progress, release_timeout_s)
 
 
-def _start_serve(spec: DemoSpec, progress: Callable[[str], None]) -> int:
+def _start_serve(address: str, spec: DemoSpec, progress: Callable[[str], None]) -> int:
     """Deploys the applications, waits until they serve, and returns the HTTP port."""
     from ray import serve
 
-    _request_nodes(spec)
+    _request_nodes(address, spec, spec.num_nodes)
     _wait("nodes to join", lambda: _num_workers() >= spec.num_nodes, 120.0)
     port = free_port()
     # All nodes share one address here: clients would reach any node's proxy, and lose their connection to
@@ -199,21 +199,21 @@ def _start_serve(spec: DemoSpec, progress: Callable[[str], None]) -> int:
     before = {d.name: d.replicas_before for d in spec.deployments}
     _deploy(spec)
     _wait("replicas to serve", lambda: _is_settled(spec, spec.settings, before), 180.0)
-    _release_request()
+    _request_nodes(address, spec, 0)
     progress(f"{_num_workers()} nodes, {sum(before.values())} replicas serving")
     return port
 
 
-def _request_nodes(spec: DemoSpec) -> None:
-    from ray.autoscaler.sdk import request_resources
+def _request_nodes(address: str, spec: DemoSpec, num_nodes: int) -> None:
+    """Asks the autoscaler for so many nodes, whatever runs on them; 0 takes the request back.
 
-    request_resources(bundles=[dict(GPU=spec.node_type.resources["GPU"])] * spec.num_nodes)
+    ``ray.autoscaler.sdk.request_resources`` does the same but remembers for the whole process which autoscaler the
+    first cluster had that it spoke to (``is_autoscaler_v2``), which need not be this one's.
+    """
+    from ray.autoscaler.v2.sdk import request_cluster_resources
 
-
-def _release_request() -> None:
-    from ray.autoscaler.sdk import request_resources
-
-    request_resources(bundles=[])
+    bundle = {"resources": {"GPU": spec.node_type.resources["GPU"]}, "label_selector": {}}
+    request_cluster_resources(address, [bundle] * num_nodes)
 
 
 def _scale_down_and_compact(

@@ -42,6 +42,7 @@ __all__ = ["TrainResult", "train"]
 
 log = logging.getLogger(__name__)
 
+NUM_CANDIDATES = 4  # weights kept for the final choice, evenly over the call, besides the warm start's
 WARM_START_SHARE = 0.25  # of stop_minutes, at most
 EVALUATION_SEED = 1_000_000_007  # added to the run's seed: episodes that training does not draw
 
@@ -53,7 +54,7 @@ class TrainResult:
     bundle_dir: Path
     checkpoint: Path
     position: RunPosition
-    chosen: str  # which weights are in the bundle: "warm_start", "best" or "last"
+    chosen: str  # which weights are in the bundle: "warm_start", "ppo_<steps>" or "last"
     evaluation_excess_frac: dict[str, float]  # mean bill above the lower bound, per candidate
     interrupted: bool
 
@@ -152,7 +153,6 @@ class _Run:
         self.before = RunPosition()
         self.steps, self.iterations = 0, 0
         self.candidates: dict[str, CompactionNet] = {}
-        self.best_return = float("-inf")
 
     @property
     def elapsed_s(self) -> float:
@@ -238,7 +238,7 @@ class _Run:
 
     def _improve(self, algorithm: Any) -> None:
         """PPO until the stopping rule or an interrupt; a checkpoint now and then."""
-        saved_s = self.elapsed_s
+        saved_s, next_candidate = self.elapsed_s, 1
         while self.done_frac() < 1.0 and not self.stop.is_set():
             begun_s, steps_before = self.elapsed_s, self.steps
             result = algorithm.train()
@@ -247,18 +247,18 @@ class _Run:
             self.steps = int(sampled["num_env_steps_sampled_lifetime"])
             self.iterations += 1
             speed = (self.steps - steps_before) / max(1e-9, self.elapsed_s - begun_s)
-            mean_return = float(sampled.get("episode_return_mean", float("nan")))
             self._report(
                 Phase.PPO,
                 steps_per_s=speed,
-                episode_return=mean_return,
+                episode_return=float(sampled.get("episode_return_mean", float("nan"))),
                 cost_usd=float(sampled.get("cost_usd", float("nan"))),
                 moves=float(sampled.get("moves", float("nan"))),
                 metrics=_figures(sampled, learned),
             )
-            # Early means are of few episodes, and half-trained weights need no test.
-            if mean_return > self.best_return and self.done_frac() > 0.3:
-                self.best_return, self.candidates["best"] = mean_return, policy_net(algorithm)
+            # The mean return of an iteration says more of its episodes than of its weights, so it chooses nothing.
+            if self.done_frac() >= next_candidate / NUM_CANDIDATES and next_candidate < NUM_CANDIDATES:
+                self.candidates[f"ppo_{self.steps}"] = policy_net(algorithm)
+                next_candidate = int(self.done_frac() * NUM_CANDIDATES) + 1
             if self.elapsed_s - saved_s > self.config.checkpoint_every_s:
                 save_checkpoint(algorithm, self.config.run_dir, self.position)
                 saved_s = self.elapsed_s
