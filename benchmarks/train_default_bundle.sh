@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Rebuilds the shipped bundle, policies/bundles/default. Needs the ServeGen traces in $RAYFOLD_TRACES or ./traces.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export OMP_NUM_THREADS=1
+run=runs/default_bundle
+.venv/bin/rayfold train --scenario llm_api,low_scale,local_demo --stop-minutes 38 --batch-steps 8192 --num-envs 64 \
+    --evaluation-episodes 16 --seed 0 --run-dir "$run"
+rm -rf policies/bundles/default
+mkdir -p policies/bundles
+cp -r "$run/bundle" policies/bundles/default
