@@ -1,0 +1,218 @@
+"""The safety filter: every refusal has a case of its own, and mask and verdict are one rule."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from rayfold.envs.moves import Move
+from rayfold.envs.safety import Limits, Reason, check_move, movable_replica, move_masks
+from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
+from tests.envs.clusters import add_node, add_replica, empty_state, random_state, small_spec
+
+ONE, TWO, HALF, SINGLE, GOLDEN, FIXED = range(6)
+LIMITS = Limits(max_concurrent_moves=2, deployment_cooldown_s=120.0)
+
+
+def base(d: int = ONE, **spec: int) -> tuple[ClusterState, Move]:
+    """Three plain nodes; a replica of ``d`` on node 0 that may move to node 1, which holds another one."""
+    state = empty_state(small_spec(**spec))
+    for n in range(3):
+        add_node(state, n)
+    r = add_replica(state, d, 0)
+    add_replica(state, ONE, 1)
+    return state, Move(r, 1)
+
+
+def test_the_base_case_is_allowed() -> None:
+    """Each case below changes one thing in a move that is allowed."""
+    state, move = base()
+    assert check_move(state, move, LIMITS) == (True, Reason.ALLOWED)
+
+
+def _no_such_replica(state: ClusterState, move: Move) -> Move:
+    return Move(23, 1)
+
+
+def _loading(state: ClusterState, move: Move) -> Move:
+    state.arrays.replica_phase[move.replica_idx] = ReplicaPhase.STARTING
+    return move
+
+
+def _already_moving(state: ClusterState, move: Move) -> Move:
+    other = add_replica(state, ONE, 2, ReplicaPhase.STARTING)
+    state.arrays.replica_peer[move.replica_idx], state.arrays.replica_peer[other] = other, move.replica_idx
+    return move
+
+
+def _cooldown(state: ClusterState, move: Move) -> Move:
+    state.arrays.deployment_moved_s[ONE] = state.now_s - 119.0
+    return move
+
+
+def _too_many(state: ClusterState, move: Move) -> Move:
+    for _ in range(2):
+        source, replacement = add_replica(state, ONE, 2), add_replica(state, ONE, 2, ReplicaPhase.STARTING)
+        state.arrays.replica_peer[source], state.arrays.replica_peer[replacement] = replacement, source
+    return move
+
+
+def _source_head(state: ClusterState, move: Move) -> Move:
+    state.arrays.node_is_head[0] = True
+    return move
+
+
+def _source_pinned(state: ClusterState, move: Move) -> Move:
+    state.arrays.node_releasable[0] = False
+    return move
+
+
+def _no_such_node(state: ClusterState, move: Move) -> Move:
+    return Move(move.replica_idx, 5)
+
+
+def _same_node(state: ClusterState, move: Move) -> Move:
+    return Move(move.replica_idx, 0)
+
+
+def _booting(state: ClusterState, move: Move) -> Move:
+    return Move(move.replica_idx, add_node(state, 3, phase=NodePhase.BOOTING))
+
+
+def _destination_head(state: ClusterState, move: Move) -> Move:
+    state.arrays.node_is_head[1] = True
+    return move
+
+
+def _destination_pinned(state: ClusterState, move: Move) -> Move:
+    state.arrays.node_releasable[1] = False
+    return move
+
+
+def _fenced(state: ClusterState, move: Move) -> Move:
+    state.arrays.node_fenced_until_s[1] = state.now_s + 1.0
+    return move
+
+
+def _full(state: ClusterState, move: Move) -> Move:
+    for _ in range(3):
+        add_replica(state, ONE, 1)
+    return move
+
+
+def _halves(state: ClusterState, move: Move) -> Move:
+    """1 GPU is free on node 1, as two halves of different devices."""
+    for _ in range(2):
+        add_replica(state, ONE, 1)
+    state.arrays.gpu_free[1] = (0.0, 0.0, 0.5, 0.5)
+    return move
+
+
+CASES: dict[Reason, tuple[int, Callable[[ClusterState, Move], Move]]] = {
+    Reason.NO_SUCH_REPLICA: (ONE, _no_such_replica),
+    Reason.REPLICA_NOT_RUNNING: (ONE, _loading),
+    Reason.ALREADY_MOVING: (ONE, _already_moving),
+    Reason.DEPLOYMENT_OPTED_OUT: (FIXED, lambda state, move: move),
+    Reason.DEPLOYMENT_COOLDOWN: (ONE, _cooldown),
+    Reason.TOO_MANY_MOVES: (ONE, _too_many),
+    Reason.SOURCE_IS_HEAD: (ONE, _source_head),
+    Reason.SOURCE_NOT_RELEASABLE: (ONE, _source_pinned),
+    Reason.NO_SUCH_NODE: (ONE, _no_such_node),
+    Reason.SAME_NODE: (ONE, _same_node),
+    Reason.DESTINATION_NOT_ALIVE: (ONE, _booting),
+    Reason.DESTINATION_IS_HEAD: (ONE, _destination_head),
+    Reason.DESTINATION_NOT_RELEASABLE: (ONE, _destination_pinned),
+    Reason.DESTINATION_FENCED: (ONE, _fenced),
+    Reason.LABELS_DO_NOT_MATCH: (GOLDEN, lambda state, move: move),
+    Reason.NO_CAPACITY: (ONE, _full),
+    Reason.NO_GPU_DEVICE: (ONE, _halves),
+    Reason.MAX_REPLICAS_PER_NODE: (SINGLE, lambda state, move: (add_replica(state, SINGLE, 1), move)[1]),
+}
+
+
+def test_every_reason_has_a_case() -> None:
+    """A new reason without a case fails here; min_nodes has a test of its own."""
+    assert set(CASES) | {Reason.ALLOWED, Reason.SOURCE_AT_MIN_NODES} == set(Reason)
+
+
+@pytest.mark.parametrize("reason", CASES)
+def test_forbidden_move_is_refused_with_its_reason(reason: Reason) -> None:
+    """Each forbidden move is refused, for the reason that forbids it."""
+    d, change = CASES[reason]
+    state, move = base(d)
+    assert check_move(state, change(state, move), LIMITS) == (False, reason)
+
+
+def test_nothing_is_moved_off_the_last_nodes_that_must_stay() -> None:
+    """With three nodes of a type of which three must stay, none can be released."""
+    state, move = base(min_nodes=3)
+    assert check_move(state, move, LIMITS).reason is Reason.SOURCE_AT_MIN_NODES
+    state, move = base(min_nodes=2)
+    assert check_move(state, move, LIMITS).allowed
+
+
+def test_cooldown_separates_ticks_not_moves_of_one_tick() -> None:
+    """A second replica may follow at the same clock reading, not one tick later, and again after the cooldown."""
+    state, move = base()
+    for ago_s, allowed in ((0.0, True), (1.0, False), (119.9, False), (120.0, True)):
+        state.arrays.deployment_moved_s[ONE] = state.now_s - ago_s
+        assert check_move(state, move, LIMITS).allowed is allowed
+
+
+def test_unreleasable_destination_by_setting() -> None:
+    """A pinned node may take replicas where the setting says so; it is never emptied."""
+    state, move = base()
+    state.arrays.node_releasable[1] = False
+    assert check_move(state, move, LIMITS._replace(use_unreleasable_nodes=True)).allowed
+    state.arrays.node_releasable[:] = (False, True, True, True, True)
+    assert not check_move(state, move, LIMITS._replace(use_unreleasable_nodes=True)).allowed
+
+
+def masks_of(state: ClusterState) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    """Both masks of a state."""
+    shape = (len(state.arrays.node_type), state.spec.num_deployments)
+    source, destination = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    move_masks(state.spec.arrays, state.arrays, state.now_s, LIMITS, source, destination)
+    return source, destination
+
+
+def disagreements(state: ClusterState, source: np.ndarray, destination: np.ndarray) -> int:  # type: ignore[type-arg]
+    """Moves for which the masks and the verdict differ."""
+    st, wrong = state.arrays, 0
+    allowed_cells = np.zeros_like(source)
+    for r in np.flatnonzero(st.replica_node >= 0):
+        n, d = st.replica_node[r], st.replica_deployment[r]
+        for m in range(len(st.node_type)):
+            allowed = check_move(state, Move(int(r), m), LIMITS).allowed
+            masked = source[n, d] > 0 and destination[m, d] > 0 and m != n
+            first = movable_replica(state.spec.arrays, st, state.now_s, LIMITS, n, d)
+            wrong += allowed and not masked
+            wrong += bool(masked) and not check_move(state, Move(int(first), m), LIMITS).allowed
+            allowed_cells[n, d] = max(allowed_cells[n, d], float(allowed))
+    return wrong + int((allowed_cells != source).sum())
+
+
+def test_masks_are_the_verdicts() -> None:
+    """Cell by cell, on 300 random states."""
+    num_allowed = 0
+    for seed in range(300):
+        state = random_state(np.random.default_rng(seed))
+        source, destination = masks_of(state)
+        assert disagreements(state, source, destination) == 0, seed
+        num_allowed += int(source.sum())
+    assert num_allowed > 200
+
+
+def test_a_broken_mask_is_found() -> None:
+    """The check above can fail: one bit turned in either mask is seen on some state."""
+    found = [0, 0]
+    for seed in range(60):
+        state = random_state(np.random.default_rng(seed))
+        for i in (0, 1):
+            masks = masks_of(state)
+            cells = np.argwhere(masks[0] > 0)
+            if len(cells):
+                n, d = cells[0]
+                masks[i][(n, d) if i == 0 else (slice(None), d)] = 0.0
+                found[i] += disagreements(state, *masks) > 0
+    assert min(found) > 10
