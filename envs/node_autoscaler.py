@@ -18,6 +18,7 @@ __all__ = ["add_node", "choose_launches", "count_nodes", "is_expired", "remove_n
 
 _ABSENT, _BOOTING, _ALIVE = int(NodePhase.ABSENT), int(NodePhase.BOOTING), int(NodePhase.ALIVE)
 _PENDING = int(ReplicaPhase.PENDING)
+_MEMORY = 2  # index in ClusterSpec.resource_names
 
 
 @njit(cache=True)
@@ -33,14 +34,17 @@ def count_nodes(st: StateArrays, num_types: int) -> NDArray[np.int64]:
 @njit(cache=True)
 def _fill(
     spec: SpecArrays, waiting: NDArray[np.int64], taken: NDArray[np.bool_], t: int, free: NDArray[np.float64]
-) -> tuple[float, float, int]:
+) -> tuple[tuple[float, float, float, float], int]:
     """Packs waiting deployments, largest first, into ``free`` of a node of type ``t``, marking them in ``taken``.
 
     Returns:
-        Lowest and mean use of the node's resources as shares, and how many were packed.
+        Score to compare types by, higher is better (``_compute_score``), and how many were packed. A GPU node is kept
+        for those that ask for GPUs; then count the kinds of resources asked for, then lowest and mean of
+        ``capacity * use ** 3``.
     """
     num_resources = spec.demand.shape[1]
-    packed = 0
+    packed, wants_gpu = 0, False
+    is_asked = np.zeros(num_resources, np.bool_)
     for i in range(waiting.shape[0]):
         d = waiting[i]
         if taken[i] or not spec.fits_type[d, t]:
@@ -52,16 +56,23 @@ def _fill(
         if fits:
             taken[i] = True
             packed += 1
+            wants_gpu = wants_gpu or spec.demand[d, 0] > 0.0
             for k in range(num_resources):
                 free[k] -= spec.demand[d, k]
-    lowest, total, kinds = 1.0, 0.0, 0
+                is_asked[k] = is_asked[k] or spec.demand[d, k] > 0.0
+    lowest, total, kinds, matching = np.inf, 0.0, 0, 0
     for k in range(num_resources):
-        if spec.type_capacity[t, k] > 0.0:
-            use = 1.0 - free[k] / spec.type_capacity[t, k]
+        capacity = spec.type_capacity[t, k]
+        if capacity > 0.0:
+            # Ray counts memory in bytes here, which outweighs every other resource in the mean.
+            unit = 2.0**30 if k == _MEMORY else 1.0
+            use = unit * capacity * (1.0 - free[k] / capacity) ** 3
             lowest = min(lowest, use)
             total += use
             kinds += 1
-    return lowest, total / max(1, kinds), packed
+            matching += int(is_asked[k])
+    is_kept = spec.type_num_gpus[t] > 0 and not wants_gpu
+    return (0.0 if is_kept else 1.0, float(matching), lowest, total / max(1, kinds)), packed
 
 
 @njit(cache=True)
@@ -84,15 +95,15 @@ def choose_launches(spec: SpecArrays, st: StateArrays) -> NDArray[np.int64]:
             _fill(spec, waiting, taken, st.node_type[n], spec.type_capacity[st.node_type[n]].copy())
     counts = count_nodes(st, num_types)
     while True:
-        best, best_low, best_mean = -1, -1.0, -1.0
+        best, best_score = -1, (-1.0, -1.0, -1.0, -1.0)
         best_taken = taken
         for t in range(num_types):
             if counts[t] + launches[t] >= spec.type_max_nodes[t]:
                 continue
             trial = taken.copy()
-            low, mean, packed = _fill(spec, waiting, trial, t, spec.type_capacity[t].copy())
-            if packed > 0 and (low > best_low + 1e-12 or (abs(low - best_low) <= 1e-12 and mean > best_mean + 1e-12)):
-                best, best_low, best_mean, best_taken = t, low, mean, trial
+            score, packed = _fill(spec, waiting, trial, t, spec.type_capacity[t].copy())
+            if packed > 0 and score > best_score:
+                best, best_score, best_taken = t, score, trial
         if best < 0:
             return launches
         launches[best] += 1

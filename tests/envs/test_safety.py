@@ -14,9 +14,9 @@ ONE, TWO, HALF, SINGLE, GOLDEN, FIXED = range(6)
 LIMITS = Limits(max_concurrent_moves=2, deployment_cooldown_s=120.0)
 
 
-def base(d: int = ONE, **spec: int) -> tuple[ClusterState, Move]:
+def base(d: int = ONE, min_nodes: int = 0) -> tuple[ClusterState, Move]:
     """Three plain nodes; a replica of ``d`` on node 0 that may move to node 1, which holds another one."""
-    state = empty_state(small_spec(**spec))
+    state = empty_state(small_spec(min_nodes=min_nodes))
     for n in range(3):
         add_node(state, n)
     r = add_replica(state, d, 0)
@@ -168,7 +168,7 @@ def test_unreleasable_destination_by_setting() -> None:
     assert not check_move(state, move, LIMITS._replace(use_unreleasable_nodes=True)).allowed
 
 
-def masks_of(state: ClusterState) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def masks_of(state: ClusterState) -> tuple[np.ndarray, np.ndarray]:
     """Both masks of a state."""
     shape = (len(state.arrays.node_type), state.spec.num_deployments)
     source, destination = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
@@ -176,7 +176,7 @@ def masks_of(state: ClusterState) -> tuple[np.ndarray, np.ndarray]:  # type: ign
     return source, destination
 
 
-def disagreements(state: ClusterState, source: np.ndarray, destination: np.ndarray) -> int:  # type: ignore[type-arg]
+def disagreements(state: ClusterState, source: np.ndarray, destination: np.ndarray) -> int:
     """Moves for which the masks and the verdict differ."""
     st, wrong = state.arrays, 0
     allowed_cells = np.zeros_like(source)
