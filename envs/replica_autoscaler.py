@@ -65,6 +65,8 @@ def decide_target(
     if running == 0 and total_requests > 0:
         cold = max(math.ceil(upscaling_factor), target)
         return max(min_replicas, min(max_replicas, cold)), since_s, direction
+    if running == 0 and target > 0:
+        return max(min_replicas, min(max_replicas, target)), since_s, direction  # Ray skips the delays here
     desired = max(0, _desired(total_requests, running, target, target_ongoing, upscaling_factor, downscaling_factor))
     decision = target
     if desired > target:
