@@ -7,6 +7,7 @@ Times are absolute seconds on the clock of ``now_s``; only differences to ``now_
 
 import enum
 import hashlib
+import io
 import json
 import zipfile
 from dataclasses import dataclass
@@ -136,7 +137,8 @@ class ClusterState:
             InputError: The file is missing, truncated, of another format or inconsistent.
         """
         try:
-            with np.load(path, allow_pickle=False) as data:
+            # From memory: numpy leaves the file of a truncated archive open.
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
                 header = json.loads(str(data["header"]))
                 arrays = StateArrays(**{name: data[name] for name in StateArrays._fields})
             if header["format"] != FORMAT_VERSION:

@@ -4,6 +4,7 @@ An episode is fixed by its seed: traffic, initial placement and simulator draw f
 all policies face the same arrivals, and differences between policies are taken pair by pair.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class EpisodeResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval95:
-    """Mean over the seeds and half-width of its 95 % confidence interval (Student's t)."""
+    """Mean over the seeds and half-width of its 95 % confidence interval (Student's t); NaN from a single seed."""
 
     mean: float
     ci95: float
@@ -73,8 +74,11 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """The content of ``rayfold evaluate --json``."""
 
-        def plain(values: Mapping[str, Interval95]) -> dict[str, dict[str, float]]:
-            return {key: {"mean": value.mean, "ci95": value.ci95} for key, value in values.items()}
+        def plain(values: Mapping[str, Interval95]) -> dict[str, dict[str, float | None]]:
+            return {
+                key: {"mean": value.mean, "ci95": None if math.isnan(value.ci95) else value.ci95}
+                for key, value in values.items()
+            }
 
         out: dict[str, Any] = {
             "scenario": self.scenario.name,
@@ -90,10 +94,10 @@ class Evaluation:
 
 
 def interval95(values: Sequence[float] | NDArray[np.float64]) -> Interval95:
-    """Mean and half-width of the 95 % confidence interval; the half-width is 0 for a single value."""
+    """Mean and half-width of the 95 % confidence interval; one value tells nothing of the half-width: NaN."""
     array = np.asarray(values, np.float64)
     if len(array) < 2:
-        return Interval95(mean=float(array.mean()), ci95=0.0)
+        return Interval95(mean=float(array.mean()), ci95=math.nan)
     half = stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
     return Interval95(mean=float(array.mean()), ci95=float(half))
 

@@ -1,7 +1,8 @@
 """What an evaluation looks like: a table for the terminal, JSON, and a picture."""
 
-import importlib.metadata
+import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from rayfold.training.evaluation import Evaluation, Interval95
+from rayfold.training.provenance import command_line, git_commit, package_versions
 
 __all__ = ["COLUMNS", "table", "write_atomically", "write_json", "write_png"]
 
@@ -34,7 +36,8 @@ COLUMNS = (
 
 
 def _cell(value: Interval95, factor: float, digits: int) -> str:
-    return f"{value.mean * factor:,.{digits}f} ± {value.ci95 * factor:,.{digits}f}"
+    mean = f"{value.mean * factor:,.{digits}f}"
+    return mean if math.isnan(value.ci95) else f"{mean} ± {value.ci95 * factor:,.{digits}f}"
 
 
 def table(evaluation: Evaluation) -> Table:
@@ -70,14 +73,13 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON with the versions that made it."""
-    packages = ("rayfold", "ray", "torch", "numpy", "gymnasium")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    write_atomically(path, (json.dumps({**content, "versions": versions}, indent=2) + "\n").encode())
+    """Writes JSON, whole or not at all, with what made it: ``command``, ``git_commit`` and ``versions``."""
+    made_by = {"command": command_line(), "git_commit": git_commit(), "versions": package_versions()}
+    write_atomically(path, (json.dumps({**content, **made_by}, indent=2) + "\n").encode())
 
 
 def write_png(path: Path, evaluation: Evaluation) -> None:
-    """Nodes over time on the first seed, and the mean bill per policy with its interval."""
+    """Nodes over time on the first seed, and the mean bill per policy with its interval; whole or not at all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -102,5 +104,6 @@ def write_png(path: Path, evaluation: Evaluation) -> None:
     bills.set(ylabel="USD per episode", title=f"bill, {len(evaluation.seeds)} seeds")
     bills.tick_params(axis="x", labelrotation=20)
     bills.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(path))  # type: ignore[no-untyped-call]  # matplotlib leaves it untyped
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content)  # type: ignore[no-untyped-call]  # matplotlib leaves it untyped
+    write_atomically(path, content.getvalue())
