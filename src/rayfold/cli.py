@@ -48,6 +48,7 @@ def train(
     run_dir: Annotated[Path, typer.Option(help="Checkpoints, event files and the bundle go here.")] = Path(
         "runs/train"
     ),
+    bundle: Annotated[Path | None, typer.Option(help="Write the policy bundle here too.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --run-dir.")] = False,
     warm_start: Annotated[str, typer.Option(help="Heuristic to imitate first; '' = none.")] = "dearest_first",
     lr: Annotated[float, typer.Option(help="Learning rate of PPO.")] = 3e-4,
@@ -64,6 +65,8 @@ def train(
     """Train a policy offline and write its bundle."""
     from rich.console import Console
 
+    from rayfold.cli_checks import check_bundle_target, check_output
+    from rayfold.policies.bundle import load_bundle, save_bundle
     from rayfold.training.ppo import train as run_training
     from rayfold.training.progress import ProgressDisplay
     from rayfold.training.train_config import TrainConfig
@@ -88,9 +91,16 @@ def train(
         num_learners=num_learners,
         num_gpus_per_learner=num_gpus_per_learner,
     )
+    check_bundle_target(bundle)
+    if not resume:  # what is to be resumed must be there already
+        config.check()
+        check_output("--run-dir", run_dir / "train.json")
     console = Console()
     with ProgressDisplay(console) as display:
         result = run_training(config, display)
+    if bundle is not None:
+        made = load_bundle(result.bundle_dir)
+        save_bundle(bundle, made.net, made.card)
     console.print(f"bundle: {result.bundle_dir} ({result.chosen} weights)\ncheckpoint: {result.checkpoint}")
     if result.interrupted:
         raise typer.Exit(_EXIT_INTERRUPT)
@@ -116,6 +126,7 @@ def evaluate(
     from rich.console import Console
     from rich.progress import Progress
 
+    from rayfold.cli_checks import check_bundle_flag, check_horizon, check_output
     from rayfold.envs.scenario import Split, load_scenario
     from rayfold.policies.by_name import make_policy
     from rayfold.training.evaluation import evaluate as run_evaluation
@@ -123,12 +134,17 @@ def evaluate(
 
     if split not in list(Split):
         raise InputError("--split", " or ".join(Split), split)
+    check_horizon(horizon_h)
+    check_bundle_flag(_names(policies), bundle)
     loaded = load_scenario(scenario, _traces_dir(traces), synthetic=synthetic)
     if horizon_h is not None:
         loaded = loaded.with_horizon(horizon_h * 3600.0)
     chosen = {name: make_policy(name, loaded.limits, bundle=bundle, where="--policies") for name in _names(policies)}
     if not chosen:
         raise InputError("--policies", "at least one policy", "none")
+    picture = png or (json.with_suffix(".png") if json is not None else None)
+    check_output("--json", json)
+    check_output("--png", picture)
     console = Console()
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("evaluating", total=seeds * len(chosen))
@@ -142,7 +158,6 @@ def evaluate(
     console.print(table(evaluation))
     if json is not None:
         write_json(json, evaluation.to_json())
-    picture = png or (json.with_suffix(".png") if json is not None else None)
     if picture is not None:
         write_png(picture, evaluation)
 
@@ -186,8 +201,11 @@ def demo(
     synthetic: SyntheticOption = False,
 ) -> None:
     """The whole loop: train, evaluate, and let the trained policy act on a real local cluster."""
+    from rayfold.cli_checks import check_output
     from rayfold.demo import run_demo
 
+    check_output("--json", json)
+    check_output("--run-dir", run_dir / "train.json")
     is_good = run_demo(
         json_path=json,
         train_minutes=train_minutes,
@@ -239,7 +257,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except RayfoldError as err:
-        typer.echo(f"error: {err}", err=True)
+        typer.echo(f"error: {' '.join(str(err).split())}", err=True)
         sys.exit(_EXIT_INPUT)
     except KeyboardInterrupt:
         sys.exit(_EXIT_INTERRUPT)
