@@ -35,7 +35,7 @@ class Hidden(NamedTuple):
     """What the simulator knows and no decision may depend on."""
 
     node_ready_s: NDArray[np.float64]  # (N,) end of boot
-    node_moves_out: NDArray[np.int64]  # (N,) moves away since its launch
+    node_moves_out: NDArray[np.int64]  # (N,) moves away since its launch, cancelled ones left out
     released_s: NDArray[np.float64]  # (N,) last release of this row, -inf = none
     released_type: NDArray[np.int64]  # (N,) type it had
     released_moves: NDArray[np.int64]  # (N,) moves that emptied it, 0 once matched with a launch
@@ -152,6 +152,7 @@ def _scale_replicas(
                 let_go(spec, st, r, now_s)
                 continue
             if st.replica_peer[r] >= 0:
+                hidden.node_moves_out[st.replica_node[r]] -= 1
                 cancel_move(spec, st, now_s, st.replica_peer[r])
                 ledger[_CANCELLED] += 1
             _drain(spec, st, hidden, now_s, r, rng)

@@ -97,8 +97,8 @@ class Simulator:
         self.now_s = state.now_s
         self._row = 0  # next row of the traffic
         self._ledger = Ledger.zeros()
-        self._moves: dict[str, tuple[int, int, int]] = {}  # id -> replacement row, its serial, source row
-        self._cancelled: set[str] = set()
+        self._moves: dict[str, tuple[int, int, int]] = {}  # under way: id -> replacement row, its serial, source row
+        self._ended: dict[str, MovePhase] = {}  # rows are used again, so an end is kept
 
     def _draw_hidden(self, now_s: float) -> Hidden:
         """Due times of what is under way, drawn given how long it has been."""
@@ -111,6 +111,8 @@ class Simulator:
             for r in np.flatnonzero(st.replica_phase == phase):
                 due_s = st.replica_since_s[r] + rng.uniform(*times_s[st.replica_deployment[r]])
                 hidden.replica_due_s[r] = max(now_s, due_s)
+        moving = (st.replica_phase == ReplicaPhase.RUNNING) & (st.replica_peer >= 0)
+        np.add.at(hidden.node_moves_out, st.replica_node[moving], 1)
         return hidden
 
     @property
@@ -160,6 +162,8 @@ class Simulator:
             self._rng,
         )
         self._row += num_steps
+        for move_id in list(self._moves):
+            self.phase(move_id)
 
     def start(self, state: ClusterState, move: Move) -> str:
         """Starts a move (``Executor``); rows of ``state`` are the simulator's own rows.
@@ -202,22 +206,30 @@ class Simulator:
 
     def phase(self, move_id: str) -> MovePhase:
         """Where the move is (``Executor``)."""
-        if move_id in self._cancelled:
-            return MovePhase.CANCELLED
-        row, serial, source = self._moves[move_id]
-        if self._hidden.replica_serial[row] != serial or self._arrays.replica_phase[row] == ReplicaPhase.EMPTY:
+        if move_id in self._ended:
+            return self._ended[move_id]
+        phase = self._phase_under_way(*self._moves[move_id])
+        if phase not in (MovePhase.STARTING, MovePhase.DRAINING):
+            self._ended[move_id] = phase
+            del self._moves[move_id]
+        return phase
+
+    def _phase_under_way(self, row: int, serial: int, source: int) -> MovePhase:
+        st = self._arrays
+        if self._hidden.replica_serial[row] != serial or st.replica_phase[row] == ReplicaPhase.EMPTY:
             return MovePhase.CANCELLED  # Serve scaled it away
-        if self._arrays.replica_phase[row] == ReplicaPhase.STARTING:
+        if st.replica_phase[row] == ReplicaPhase.STARTING:
             return MovePhase.STARTING
-        is_draining = self._arrays.replica_phase[source] == ReplicaPhase.STOPPING
-        return MovePhase.DRAINING if is_draining else MovePhase.DONE
+        return MovePhase.DRAINING if st.replica_phase[source] == ReplicaPhase.STOPPING else MovePhase.DONE
 
     def cancel(self, move_id: str) -> None:
         """Drops the replacement while it is still starting (``Executor``)."""
         if self.phase(move_id) is MovePhase.STARTING:
-            cancel_move(self.spec.arrays, self._arrays, self.now_s, self._moves[move_id][0])
+            row, _, source = self._moves.pop(move_id)
+            self._hidden.node_moves_out[self._arrays.replica_node[source]] -= 1
+            cancel_move(self.spec.arrays, self._arrays, self.now_s, row)
             self._ledger[Entry.CANCELLED_MOVES] += 1
-            self._cancelled.add(move_id)
+            self._ended[move_id] = MovePhase.CANCELLED
 
 
 def _with_spare_rows(state: ClusterState) -> StateArrays:
