@@ -25,7 +25,7 @@ from rayfold.training.progress import ProgressDisplay
 from rayfold.training.report import table, write_json, write_png
 from rayfold.training.train_config import TrainConfig
 
-__all__ = ["DEMO_SCENARIOS", "run_demo"]
+__all__ = ["DEMO_SCENARIOS", "is_goal_reached", "run_demo"]
 
 # The published case, the article's example, and the cluster that the live half starts: one policy for all three.
 DEMO_SCENARIOS = ("llm_api", "low_scale", "local_demo")
@@ -73,9 +73,14 @@ def run_demo(
     if json_path is not None:
         write_json(json_path, _record(trained, evaluation, live))
         console.print(f"measured: {json_path}")
-    is_good = live.nodes_after < live.nodes_before and live.failed == 0
+    is_good = is_goal_reached(live)
     console.print("a node was released and no request failed" if is_good else "the demo did NOT reach its goal")
     return is_good
+
+
+def is_goal_reached(live: LiveDemoResult) -> bool:
+    """Whether a node was released while requests were served, and none of them failed."""
+    return live.nodes_after < live.nodes_before and live.requests > 0 and live.failed == 0
 
 
 def _has_traces(traces_dir: Path, console: Console) -> bool:
