@@ -252,9 +252,16 @@ def encode_state(
 
     Returns:
         ``(layout.size,)`` float32.
+
+    Raises:
+        ValueError: The state is larger than the layout.
     """
     st, spec, settings = state.arrays, state.spec, state.spec.settings
-    layout = layout or ObsLayout(len(st.node_type), spec.num_deployments)
+    own = ObsLayout(len(st.node_type), spec.num_deployments)
+    layout = layout or own
+    if layout.num_nodes < own.num_nodes or layout.num_deployments < own.num_deployments:
+        # The kernels do not check bounds: they would write over the neighbours.
+        raise ValueError(f"layout must be at least {own}, got {layout}")
     out = np.zeros(layout.size, np.float32) if out is None else out
     out[:] = 0.0
     parts = layout.split(out)
