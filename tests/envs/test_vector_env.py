@@ -1,0 +1,190 @@
+"""The vector environment: every row is an episode of its own, and equal to the scalar environment."""
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from rayfold.envs.compaction_env import CompactionEnv
+from rayfold.envs.layout import ObsLayout
+from rayfold.envs.scenario import Scenario, load_scenario
+from rayfold.envs.vector_env import CompactionVectorEnv
+
+
+@pytest.fixture(scope="module")
+def scenarios() -> list[Scenario]:
+    """Two of different size and length, with generated traffic."""
+    smoke, low = (load_scenario(name, synthetic=True) for name in ("smoke", "low_scale"))
+    intervals_s = [s.spec.settings.decision_interval_s for s in (smoke, low)]
+    return [smoke.with_horizon(8 * intervals_s[0]), low.with_horizon(13 * intervals_s[1])]
+
+
+def choose(env: CompactionVectorEnv, obs: np.ndarray, rngs: list[np.random.Generator]) -> np.ndarray:
+    """A random allowed move or NOOP per row, each row with a generator of its own."""
+    actions = np.zeros((env.num_envs, 2), np.int64)
+    for b, rng in enumerate(rngs):
+        parts = env.layout.split(obs[b])
+        cells = np.argwhere(parts["source_mask"] > 0)
+        if len(cells) and rng.random() < 0.5:
+            n, d = cells[rng.integers(len(cells))]
+            others = [m for m in np.flatnonzero(parts["destination_mask"][:, d]) if m != n]
+            actions[b] = 1 + n * env.layout.num_deployments + d, rng.choice(others)
+    return actions
+
+
+def play(env: CompactionVectorEnv, seeds: list[int], num_steps: int = 60) -> list[tuple[Any, ...]]:
+    """Observation, reward and end of every step after a reset with one seed per row."""
+    obs, _ = env.reset(seed=list(seeds))
+    rngs, seen = [np.random.default_rng(seed) for seed in seeds], [(obs, np.zeros(env.num_envs), env._ended.copy())]
+    for _ in range(num_steps):
+        obs, reward, terminated, truncated, _ = env.step(choose(env, obs, rngs))
+        assert not terminated.any()
+        seen.append((obs, reward, truncated))
+    return seen
+
+
+def assert_equal(a: list[tuple[Any, ...]], b: list[tuple[Any, ...]], row: int | slice = slice(None)) -> None:
+    """``a`` is bit by bit the given rows of ``b``."""
+    for step_a, step_b in zip(a, b, strict=True):
+        for array_a, array_b in zip(step_a, step_b, strict=True):
+            np.testing.assert_array_equal(array_a, array_b[row])
+
+
+def test_rows_are_episodes_of_their_own(scenarios: list[Scenario]) -> None:
+    """Three rows over several episodes of both scenarios equal three environments of one row each."""
+    seeds = [1, 2, 3]
+    together = play(CompactionVectorEnv(scenarios, 3), seeds)
+    for b, seed in enumerate(seeds):
+        assert_equal(play(CompactionVectorEnv(scenarios, 1), [seed]), together, slice(b, b + 1))
+    ends = np.array([step[2] for step in together])
+    assert (ends.sum(0) >= 2).all()
+    assert (ends.any(1) & ~ends.all(1)).any()  # some row ended while others went on
+
+
+def test_one_row_equals_the_scalar_env(scenarios: list[Scenario]) -> None:
+    """Built from equal generators: observations, rewards and the end agree in every step."""
+    vector, scalar = CompactionVectorEnv(scenarios[:1], 1), CompactionEnv(scenarios[0])
+    flat, _ = vector.reset(seed=[9])
+    rng = np.random.default_rng(9)
+    rng.integers(1)  # the vector env has drawn the scenario
+    scalar.np_random = rng
+    obs, _ = scalar.reset()
+    rngs, truncated, num_moves = [np.random.default_rng(0)], False, 0
+    while not truncated:
+        for key, part in vector.layout.split(flat[0]).items():
+            np.testing.assert_array_equal(part, obs[key])
+        actions = choose(vector, flat, rngs)
+        flat, reward, _, ends, _ = vector.step(actions)
+        obs, scalar_reward, _, truncated, info = scalar.step(actions[0])
+        assert reward[0] == scalar_reward
+        assert ends[0] == truncated
+        num_moves += info["moved"]
+    assert num_moves > 0
+
+
+def test_each_row_resets_in_the_step_after_its_own_end(scenarios: list[Scenario]) -> None:
+    """NEXT_STEP: after an end comes a first observation with reward 0, whatever the action; others are not touched."""
+    env = CompactionVectorEnv(scenarios, 4, seed=0)
+    assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    obs, _ = env.reset()
+    rng, ended, num_resets = np.random.default_rng(0), np.zeros(4, np.bool_), 0
+    for _ in range(60):
+        before = list(env.episodes)
+        actions = env.action_space.sample() if rng.random() < 0.3 else np.zeros((4, 2), np.int64)
+        obs, reward, _, truncated, _ = env.step(actions)
+        for b in range(4):
+            assert (env.episodes[b] is not before[b]) == ended[b]
+            if ended[b]:
+                num_resets += 1
+                assert reward[b] == 0.0
+                assert not truncated[b]
+                assert env.episodes[b].simulator.now_s == 0.0
+                np.testing.assert_array_equal(obs[b], env.episodes[b].encode(0.0))
+            else:
+                assert reward[b] < 0.0
+        ended = truncated
+    assert num_resets >= 8
+
+
+def test_seeds(scenarios: list[Scenario]) -> None:
+    """One seed, one batch of different rows; a reset without a seed goes on to other episodes."""
+
+    def first(env: CompactionVectorEnv, seed: int | None = None) -> np.ndarray:
+        return env.reset(seed=seed)[0]
+
+    env, twin = CompactionVectorEnv(scenarios, 4, seed=1), CompactionVectorEnv(scenarios, 4, seed=1)
+    obs = first(env)
+    np.testing.assert_array_equal(obs, first(twin))
+    assert len(np.unique(obs, axis=0)) == 4
+    again = first(env)
+    assert (again != obs).any()
+    np.testing.assert_array_equal(again, first(twin))
+    np.testing.assert_array_equal(first(env, 5), first(twin, 5))
+    assert (first(env, 5) != first(twin, 6)).any()
+
+
+def test_spaces_hold_what_is_exchanged(scenarios: list[Scenario]) -> None:
+    """Batched observations and sampled actions belong to the spaces, over many random steps."""
+    env = CompactionVectorEnv(scenarios, 2, seed=3)
+    env.action_space.seed(3)
+    obs, _ = env.reset()
+    for _ in range(40):
+        assert env.observation_space.contains(obs)
+        assert all(env.single_observation_space.contains(row) for row in obs)
+        obs, *_ = env.step(env.action_space.sample())
+    obs, *_ = env.step([np.array([0, 0]), np.array([0, 0])])  # type: ignore[arg-type]  # RLlib passes a list
+    assert env.observation_space.contains(obs)
+
+
+def test_pickle_round_trip_goes_on_alike(scenarios: list[Scenario]) -> None:
+    """A copy in another process continues through ends and resets as the original does."""
+    env = CompactionVectorEnv(scenarios, 2, seed=4, normalize=True)
+    env.reset()
+    copy = pickle.loads(pickle.dumps(env))
+    noop = np.zeros((2, 2), np.int64)
+    for _ in range(30):
+        for a, b in zip(env.step(noop)[:4], copy.step(noop)[:4], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_scaled_rewards_by_the_ledger(scenarios: list[Scenario]) -> None:
+    """Over an episode: scale times (bound - cost), over the first tick's least cost of that row's own episode."""
+    env = CompactionVectorEnv(scenarios, 3, seed=2, normalize=True, reward_scale=0.5, subtract_bound=True)
+    plain = CompactionVectorEnv(scenarios, 3, seed=2)
+    obs, _ = env.reset()
+    plain.reset()
+    rngs = [np.random.default_rng(b) for b in range(3)]
+    total, usd = np.zeros(3), np.zeros(3)
+    ended = np.zeros(3, np.bool_)
+    while not ended.any():
+        actions = choose(env, obs, rngs)
+        obs, reward, _, ended, _ = env.step(actions)
+        total += reward
+        usd += plain.step(actions)[1]
+    for b, episode in enumerate(env.episodes):
+        ledger = episode.simulator.ledger()
+        excess_usd = ledger.cost_usd - ledger.metrics()["bound_usd"]
+        assert usd[b] == pytest.approx(-ledger.cost_usd)
+        assert total[b] == pytest.approx(-0.5 * excess_usd / episode.first_tick_usd)
+    assert len({episode.first_tick_usd for episode in env.episodes}) > 1
+
+
+def test_horizon_shortens_and_never_lengthens(scenarios: list[Scenario]) -> None:
+    """A longest episode in seconds applies where the scenario's own is longer."""
+    own_s = [s.horizon_s for s in scenarios]
+    bound_s = 10 * scenarios[1].spec.settings.decision_interval_s
+    env = CompactionVectorEnv(scenarios, 1, horizon_s=bound_s)
+    assert [s.horizon_s for s in env.scenarios] == [min(bound_s, s) for s in own_s]
+    assert [s.horizon_s for s in env.scenarios] != own_s
+
+
+def test_a_layout_that_is_too_small_is_refused(scenarios: list[Scenario]) -> None:
+    """Kernels do not check bounds, so a row too few would be written elsewhere."""
+    smoke = scenarios[0]
+    n, d = smoke.spec.max_nodes, smoke.spec.num_deployments
+    for layout in (ObsLayout(n - 1, d), ObsLayout(n, d - 1)):
+        env = CompactionVectorEnv([smoke], 1, layout=layout, seed=0)
+        with pytest.raises(ValueError, match="layout"):
+            env.reset()
