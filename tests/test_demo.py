@@ -100,7 +100,8 @@ def test_demo_end_to_end(tmp_path: Path) -> None:
     assert record["nodes_after"] < record["nodes_before"]
     assert record["failed"] == 0
     assert record["requests"] > 0
-    assert any(move["phase"] == "done" for move in record["moves"])
+    assert record["moves"] == len(record["move_details"])
+    assert any(move["phase"] == "done" for move in record["move_details"])
     for name in ("p50_ms_before", "p99_ms_before", "p50_ms_during", "p99_ms_during", "train_minutes"):
         assert record[name] > 0.0
     assert record["p50_ms_during"] <= record["p99_ms_during"]

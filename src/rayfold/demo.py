@@ -139,6 +139,8 @@ def _show(live: LiveDemoResult, console: Console) -> None:
 def _record(trained: TrainResult, evaluation: Evaluation, live: LiveDemoResult) -> dict[str, Any]:
     return {
         **dataclasses.asdict(live),
+        "moves": len(live.moves),
+        "move_details": live.moves,
         "train_minutes": trained.position.minutes,
         "train_steps": trained.position.steps,
         "evaluation": evaluation.to_json(),
