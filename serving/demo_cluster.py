@@ -153,7 +153,7 @@ def run_live_demo(
     progress: Callable[[str], None],
     *,
     spec: DemoSpec | None = None,
-    release_timeout_s: float = 150.0,
+    release_timeout_s: float = 240.0,
     num_clients: int = 6,
 ) -> LiveDemoResult:
     """Starts the cluster, scales deployment ``a`` down, lets the policy act, and waits for a released node.
