@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 GPU, CPU, MEMORY_GIB = "GPU", "CPU", "memory_gib"
+BYTES_PER = {MEMORY_GIB: 2.0**30}  # Ray counts memory in bytes
 
 
 class SchedulingStrategy(enum.StrEnum):
@@ -159,6 +160,8 @@ class SpecArrays(NamedTuple):
     type_boot_s: NDArray[np.float64]  # (T, 2) min, max
     demand: NDArray[np.float64]  # (D, K) one replica, all bundles
     fits_type: NDArray[np.bool_]  # (D, T) labels match and an empty node is large enough
+    num_labels: NDArray[np.int64]  # (D,) labels asked for
+    launch_rank: NDArray[np.int64]  # (D,) 0 = the node autoscaler packs it first; equal requests share a rank
     max_per_node: NDArray[np.int64]  # (D,) 0 = no limit
     min_replicas: NDArray[np.int64]  # (D,)
     max_replicas: NDArray[np.int64]  # (D,)
@@ -234,6 +237,8 @@ class ClusterSpec:
             type_boot_s=np.array([tuple(t.boot_s) for t in types], np.float64),
             demand=demand,
             fits_type=fits,
+            num_labels=ints([len(d.label_selector) for d in deps]),
+            launch_rank=ints(_launch_ranks(deps)),
             max_per_node=ints([d.max_replicas_per_node for d in deps]),
             min_replicas=ints([a.min_replicas for a in scaling]),
             max_replicas=ints([a.max_replicas for a in scaling]),
@@ -257,3 +262,20 @@ class ClusterSpec:
         """Whether Serve packs: one PACK placement group anywhere makes it spread (``_use_pack_strategy``, 2.60)."""
         spans = any(d.shape.strategy is PlacementGroupStrategy.PACK for d in self.deployments)
         return self.settings.scheduling is SchedulingStrategy.PACK and not spans
+
+
+def _launch_ranks(deployments: tuple[Deployment, ...]) -> list[int]:
+    """Ranks ``(D,)`` of ``ResourceDemandScheduler._try_schedule``: most labels, most kinds of resources, largest sum.
+
+    Ray sums GPUs, CPUs and bytes alike, so that memory decides wherever it is asked for.
+    """
+
+    def key(d: Deployment) -> tuple[int, int, float, list[tuple[str, float]]]:
+        names = {name for bundle in d.shape.bundles for name in bundle}
+        asked = {"memory" if n == MEMORY_GIB else n: d.shape.total(n) * BYTES_PER.get(n, 1.0) for n in names}
+        asked = {n: amount for n, amount in asked.items() if amount > 0.0}
+        return len(d.label_selector), len(asked), sum(asked.values()), sorted(asked.items())
+
+    keys = [key(d) for d in deployments]
+    order = sorted(keys, reverse=True)
+    return [order.index(k) for k in keys]

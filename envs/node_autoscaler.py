@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import EPS
-from rayfold.envs.placement import asks_more
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
 __all__ = ["add_node", "choose_launches", "count_nodes", "is_expired", "remove_node"]
@@ -34,16 +33,16 @@ def count_nodes(st: StateArrays, num_types: int) -> NDArray[np.int64]:
 @njit(cache=True)
 def _fill(
     spec: SpecArrays, waiting: NDArray[np.int64], taken: NDArray[np.bool_], t: int, free: NDArray[np.float64]
-) -> tuple[tuple[float, float, float, float], int]:
-    """Packs waiting deployments, largest first, into ``free`` of a node of type ``t``, marking them in ``taken``.
+) -> tuple[tuple[float, float, float, float, float], int]:
+    """Packs waiting deployments, in their order, into ``free`` of a node of type ``t``, marking them in ``taken``.
 
     Returns:
-        Score to compare types by, higher is better (``_compute_score``), and how many were packed. A GPU node is kept
-        for those that ask for GPUs; then count the kinds of resources asked for, then lowest and mean of
-        ``capacity * use ** 3``.
+        Score to compare types by, higher is better (``_compute_score``), and how many were packed. First comes a type
+        that has labels asked for; a GPU node is kept for those that ask for GPUs; then count the kinds of resources
+        asked for, then lowest and mean of ``capacity * use ** 3``.
     """
     num_resources = spec.demand.shape[1]
-    packed, wants_gpu = 0, False
+    packed, wants_gpu, has_labels = 0, False, False
     is_asked = np.zeros(num_resources, np.bool_)
     for i in range(waiting.shape[0]):
         d = waiting[i]
@@ -57,6 +56,7 @@ def _fill(
             taken[i] = True
             packed += 1
             wants_gpu = wants_gpu or spec.demand[d, 0] > 0.0
+            has_labels = has_labels or spec.num_labels[d] > 0
             for k in range(num_resources):
                 free[k] -= spec.demand[d, k]
                 is_asked[k] = is_asked[k] or spec.demand[d, k] > 0.0
@@ -72,7 +72,8 @@ def _fill(
             kinds += 1
             matching += int(is_asked[k])
     is_kept = spec.type_num_gpus[t] > 0 and not wants_gpu
-    return (0.0 if is_kept else 1.0, float(matching), lowest, total / max(1, kinds)), packed
+    score = (1.0 if has_labels else 0.0, 0.0 if is_kept else 1.0, float(matching), lowest, total / max(1, kinds))
+    return score, packed
 
 
 @njit(cache=True)
@@ -84,29 +85,28 @@ def choose_launches(spec: SpecArrays, st: StateArrays) -> NDArray[np.int64]:
     if len(waiting_rows) == 0:
         return launches
     waiting = np.array([st.replica_deployment[r] for r in waiting_rows])
-    for i in range(1, waiting.shape[0]):  # insertion sort by demand, largest first, stable
-        j = i
-        while j > 0 and asks_more(spec, waiting[j], waiting[j - 1]):
-            waiting[j - 1], waiting[j] = waiting[j], waiting[j - 1]
-            j -= 1
+    waiting = waiting[np.argsort(spec.launch_rank[waiting], kind="mergesort")]
     taken = np.zeros(waiting.shape[0], np.bool_)
     for n in range(st.node_type.shape[0]):
         if st.node_phase[n] == _BOOTING:
             _fill(spec, waiting, taken, st.node_type[n], spec.type_capacity[st.node_type[n]].copy())
     counts = count_nodes(st, num_types)
+    turn = np.arange(num_types)  # of equal types the one whose turn is first; a launched one goes to the end
     while True:
-        best, best_score = -1, (-1.0, -1.0, -1.0, -1.0)
+        best, best_score = -1, (-1.0, -1.0, -1.0, -1.0, -1.0)
         best_taken = taken
         for t in range(num_types):
             if counts[t] + launches[t] >= spec.type_max_nodes[t]:
                 continue
             trial = taken.copy()
             score, packed = _fill(spec, waiting, trial, t, spec.type_capacity[t].copy())
-            if packed > 0 and score > best_score:
+            is_next = best >= 0 and score == best_score and turn[t] < turn[best]
+            if packed > 0 and (score > best_score or is_next):
                 best, best_score, best_taken = t, score, trial
         if best < 0:
             return launches
         launches[best] += 1
+        turn[best] = turn.max() + 1
         taken = best_taken
 
 
