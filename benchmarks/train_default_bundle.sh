@@ -3,9 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1
-run=runs/default_bundle
 .venv/bin/rayfold train --scenario llm_api,low_scale,local_demo --stop-minutes 38 --batch-steps 8192 --num-envs 64 \
-    --evaluation-episodes 16 --seed 0 --run-dir "$run"
-rm -rf policies/bundles/default
-mkdir -p policies/bundles
-cp -r "$run/bundle" policies/bundles/default
+    --evaluation-episodes 16 --seed 0 --run-dir runs/default_bundle --bundle policies/bundles/default

@@ -117,10 +117,12 @@ def test_train_then_evaluate(tmp_path: Path) -> None:
     """A short training writes a bundle that ``evaluate`` takes, and a truncated one is refused."""
     done = rayfold(
         "train", "--scenario", "smoke", "--stop-steps", "1000", "--batch-steps", "512", "--num-envs", "8",
-        "--evaluation-episodes", "1", "--run-dir", "run", cwd=tmp_path,
+        "--evaluation-episodes", "1", "--run-dir", "run", "--bundle", "copy", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "run").glob("events.out.tfevents.*"))
+    for name in ("bundle.json", "weights.safetensors"):
+        assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "run" / "bundle" / name).read_bytes()
     evaluate = (*EVALUATE, "smoke", "--policies", "none,learned", "--horizon-h", "0.5", "--bundle", "run/bundle")
     assert rayfold(*evaluate, cwd=tmp_path).returncode == 0
     weights = tmp_path / "run" / "bundle" / "weights.safetensors"
