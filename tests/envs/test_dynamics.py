@@ -1,0 +1,197 @@
+"""One step of the simulator: what is billed, what bounds the bill, what counts as undone, who is placed first."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from rayfold.envs.cluster import ClusterSpec, SchedulingStrategy
+from rayfold.envs.dynamics import UNDONE_WINDOW_S, bound_usd_per_h
+from rayfold.envs.ledger import Entry
+from rayfold.envs.moves import Move
+from rayfold.envs.safety import Limits, check_move
+from rayfold.envs.simulator import Simulator, initial_state
+from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
+from rayfold.envs.transition import with_move
+from tests.envs.clusters import add_node, add_replica, constant_traffic, empty_state, random_state, small_spec
+
+ONE, TWO, HALF, SINGLE, GOLDEN, FIXED = range(6)
+LIMITS = Limits(max_concurrent_moves=3, deployment_cooldown_s=0.0, fence_s=300.0)
+STEP_S = 5.0
+
+
+def simulator(state: ClusterState, ongoing: dict[str, float], num_steps: int = 400) -> Simulator:
+    """A simulator under constant load."""
+    traffic = constant_traffic(state.spec, ongoing, num_steps)
+    return Simulator(state, traffic, LIMITS, np.random.default_rng(0))
+
+
+def optimum_usd_per_h(spec: ClusterSpec, held: np.ndarray, nodes_per_type: int = 8) -> float:
+    """Cheapest nodes that hold ``held`` ``(D,)`` replicas, by an integer programme over single nodes."""
+    arrays, num_deployments = spec.arrays, spec.num_deployments
+    nodes = list(product(range(len(spec.node_types)), range(nodes_per_type)))
+    num_nodes, num_resources = len(nodes), arrays.demand.shape[1]
+    size = num_nodes * (1 + num_deployments)  # is the node used, and how many of each deployment are on it
+    price = np.zeros(size)
+    price[:num_nodes] = [arrays.type_price_usd_per_h[t] for t, _ in nodes]
+    capacity = np.zeros((num_nodes * num_resources, size))
+    placed, upper = np.zeros((num_deployments, size)), np.ones(size)
+    for i, (t, _) in enumerate(nodes):
+        columns = num_nodes + i * num_deployments + np.arange(num_deployments)
+        for k in range(num_resources):
+            capacity[i * num_resources + k, columns] = arrays.demand[:, k]
+            capacity[i * num_resources + k, i] = -arrays.type_capacity[t, k]
+        placed[np.arange(num_deployments), columns] = 1.0
+        upper[columns] = np.where(arrays.fits_type[:, t], held, 0)
+    solved = milp(
+        price,
+        integrality=np.ones(size, np.int64),
+        bounds=Bounds(np.zeros(size), upper),
+        constraints=[LinearConstraint(capacity, ub=0.0), LinearConstraint(placed, held, held)],
+    )
+    assert solved.success
+    return float(solved.fun)
+
+
+def counted(state: ClusterState) -> np.ndarray:
+    """Replicas that the bound counts: ``(D,)``."""
+    st = state.arrays
+    counts = (st.replica_phase >= ReplicaPhase.PENDING) & (st.replica_phase <= ReplicaPhase.RUNNING)
+    return np.bincount(st.replica_deployment[counts], minlength=state.spec.num_deployments)
+
+
+def test_bound_is_never_above_the_optimum() -> None:
+    """On 60 random states; it is positive where there are replicas, and reached where they fill nodes exactly."""
+    reached = 0
+    for seed in range(60):
+        state = random_state(np.random.default_rng(seed))
+        held = counted(state)
+        bound, optimum = bound_usd_per_h(state.spec.arrays, state.arrays), optimum_usd_per_h(state.spec, held)
+        assert bound <= optimum + 1e-6, seed
+        assert (bound > 0.0) == bool(held.any())
+        reached += bool(held.any()) and bound == pytest.approx(optimum)
+    assert reached >= 1
+
+
+def test_bound_by_hand() -> None:
+    """Four GPUs of a 4 USD node, one gold replica at 3 USD; a move adds nothing though both replicas hold GPUs."""
+    state = empty_state(small_spec())
+    add_node(state, 0)
+    add_node(state, 1)
+    add_node(state, 2, 1)
+    for n in (0, 0):
+        add_replica(state, ONE, n)
+    add_replica(state, TWO, 0)
+    add_replica(state, GOLDEN, 2)
+    add_replica(state, ONE, 1, ReplicaPhase.STOPPING)
+    assert bound_usd_per_h(state.spec.arrays, state.arrays) == pytest.approx(4.0 + 3.0)
+    moving = with_move(state, Move(0, 1), LIMITS)
+    assert bound_usd_per_h(moving.spec.arrays, moving.arrays) == pytest.approx(4.0 + 3.0)
+
+
+def test_dearest_resource_bounds() -> None:
+    """Eight CPUs of a node asked for by one GPU: the CPUs are the bound."""
+    state = empty_state(small_spec())
+    state.spec.arrays.demand[ONE, 1] = 8.0
+    add_node(state, 0)
+    add_replica(state, ONE, 0)
+    assert bound_usd_per_h(state.spec.arrays, state.arrays) == pytest.approx(4.0)
+
+
+def two_nodes() -> ClusterState:
+    """One replica of ``one`` on each of two plain nodes; every deployment may scale to zero."""
+    state = empty_state(small_spec())
+    state.spec.arrays.min_replicas[:] = 0
+    state.spec.arrays.type_max_nodes[:] = (5, 0)
+    for n in (0, 1):
+        add_node(state, n)
+        add_replica(state, ONE, n)
+    return state
+
+
+def test_booting_nodes_are_billed_and_the_head_is_not() -> None:
+    """Three nodes of 4 USD/h, one of them booting and one the head: 8 USD/h."""
+    state = two_nodes()
+    state.arrays.node_is_head[1] = True
+    add_node(state, 2, phase=NodePhase.BOOTING)
+    sim = simulator(state, {"one": 4.0})
+    sim.advance(1)
+    assert sim.ledger()[Entry.NODE_USD] == pytest.approx(8.0 * STEP_S / 3600.0)
+    assert sim.ledger()[Entry.NODE_H] == pytest.approx(2 * STEP_S / 3600.0)
+    assert sim.ledger()[Entry.GPU_H] == pytest.approx(8 * STEP_S / 3600.0)
+
+
+@pytest.mark.parametrize(("gap_s", "undone"), [(UNDONE_WINDOW_S, 1), (UNDONE_WINDOW_S + STEP_S, 0)])
+def test_a_launch_undoes_moves_for_half_an_hour(gap_s: float, undone: int) -> None:
+    """Node 0 is released 100 s after the move off it: a launch 1800 s later undoes that move, 1805 s later not."""
+    state = two_nodes()
+    # Wanted one step before and refused for 10 s (``upscale_delay_s``), the fifth replica is launched for 15 s after.
+    grows_at = round((100.0 + gap_s - 15.0) / STEP_S)
+    traffic = constant_traffic(state.spec, {"one": 4.0}, grows_at + 10)
+    for array in (traffic.ongoing, traffic.ongoing_lookback):
+        array[grows_at:, ONE] = 10.0
+    sim = Simulator(state, traffic, LIMITS, np.random.default_rng(0))
+    begun_s = sim.now_s
+    sim.start(sim.view, Move(0, 1))
+    at_s: dict[Entry, float] = {}
+    while sim.num_steps_left:
+        sim.advance(1)
+        for entry in (Entry.NODES_RELEASED, Entry.NODES_LAUNCHED):
+            if sim.ledger()[entry]:
+                at_s.setdefault(entry, sim.now_s - begun_s)
+    assert at_s == {Entry.NODES_RELEASED: 100.0, Entry.NODES_LAUNCHED: 100.0 + gap_s}
+    assert sim.ledger()[Entry.UNDONE_MOVES] == undone
+
+
+@pytest.mark.parametrize(
+    ("strategy", "served"), [(SchedulingStrategy.PACK, [TWO]), (SchedulingStrategy.SPREAD, [ONE, ONE])]
+)
+def test_pack_places_the_largest_first(strategy: SchedulingStrategy, served: list[int]) -> None:
+    """Two GPUs are free, two single replicas asked before a pair: pack takes the pair, spread those who came first."""
+    state = empty_state(small_spec(strategy))
+    st = state.arrays
+    state.spec.arrays.min_replicas[:] = 0
+    state.spec.arrays.type_max_nodes[:] = (1, 0)
+    add_node(state, 0)
+    for _ in range(2):
+        add_replica(state, FIXED, 0)
+    for r, d in zip((5, 6, 7), (ONE, ONE, TWO), strict=True):
+        st.replica_deployment[r], st.replica_phase[r] = d, ReplicaPhase.PENDING
+        st.deployment_target[d] += 1
+    sim = simulator(state, {"one": 4.0, "two": 2.0, "fixed": 4.0})
+    sim.advance(1)
+    starting = sim.view.arrays.replica_phase == ReplicaPhase.STARTING
+    assert sim.view.arrays.replica_deployment[starting].tolist() == served
+
+
+def running(state: ClusterState) -> np.ndarray:
+    """Replicas that serve: ``(D,)``."""
+    st = state.arrays
+    rows = st.replica_deployment[st.replica_phase == ReplicaPhase.RUNNING]
+    return np.bincount(rows, minlength=state.spec.num_deployments)
+
+
+def test_moves_never_lower_the_replicas_that_serve() -> None:
+    """Under steady load with moves at random, no deployment ever has fewer replicas running than a step before."""
+    num_moves = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        spec = small_spec(SchedulingStrategy.SPREAD)
+        load = {d.name: float(rng.uniform(0.0, 6.0)) for d in spec.deployments}
+        traffic = constant_traffic(spec, load, 100)
+        sim = Simulator(initial_state(spec, traffic, rng), traffic, LIMITS, rng)
+        serving = running(sim.view)
+        assert serving.sum() >= spec.num_deployments - 1  # a golden one may find its two nodes taken
+        while sim.num_steps_left:
+            replicas = np.flatnonzero(sim.view.arrays.replica_phase == ReplicaPhase.RUNNING)
+            for r in rng.choice(replicas, 3):
+                move = Move(int(r), int(rng.integers(spec.max_nodes)))
+                if check_move(sim.view, move, LIMITS).allowed:
+                    sim.start(sim.view, move)
+                    num_moves += 1
+            sim.advance(1)
+            before, serving = serving, running(sim.view)
+            assert (serving >= before).all()
+            assert (serving <= sim.view.arrays.deployment_target).all()
+    assert num_moves > 40
