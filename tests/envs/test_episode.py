@@ -116,6 +116,20 @@ def test_traffic_and_start_do_not_depend_on_the_policy(smoke: Scenario) -> None:
     assert (idle.simulator.traffic.ongoing != other.simulator.traffic.ongoing).any()
 
 
+def test_the_next_episode_does_not_depend_on_the_policy_of_this_one(smoke: Scenario) -> None:
+    """Two generators of one seed: the second episode starts alike, whatever was done in the first."""
+    seconds = []
+    for is_busy in (False, True):
+        rng = np.random.default_rng(7)
+        first = Episode(smoke, scenario_layout(smoke), Split.TRAIN, rng)
+        if is_busy:
+            play(first, np.random.default_rng(1))
+        seconds.append(Episode(smoke, scenario_layout(smoke), Split.TRAIN, rng))
+    idle, busy = (episode.simulator for episode in seconds)
+    assert idle.view.digest() == busy.view.digest()
+    np.testing.assert_array_equal(idle.traffic.ongoing, busy.traffic.ongoing)
+
+
 def test_a_split_has_days_of_its_own(smoke: Scenario) -> None:
     """Training and validation traffic of one seed differ."""
     layout = scenario_layout(smoke)

@@ -108,6 +108,19 @@ def test_each_row_resets_in_the_step_after_its_own_end(scenarios: list[Scenario]
     assert num_resets >= 8
 
 
+def test_reset_right_after_an_end_starts_episodes_that_run(scenarios: list[Scenario]) -> None:
+    """The first step after ``reset`` is a step, not the automatic reset that was due."""
+    env = CompactionVectorEnv(scenarios[:1], 2, seed=0)
+    env.reset()
+    noop, ended = np.zeros((2, 2), np.int64), np.zeros(2, np.bool_)
+    while not ended.all():
+        ended = env.step(noop)[3]
+    env.reset()
+    episodes = list(env.episodes)
+    assert (env.step(noop)[1] < 0.0).all()
+    assert all(a is b for a, b in zip(env.episodes, episodes, strict=True))
+
+
 def test_seeds(scenarios: list[Scenario]) -> None:
     """One seed, one batch of different rows; a reset without a seed goes on to other episodes."""
 
