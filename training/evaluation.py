@@ -80,17 +80,15 @@ class Evaluation:
                 for key, value in values.items()
             }
 
-        out: dict[str, Any] = {
+        return {
             "scenario": self.scenario.name,
             "split": str(self.split),
             "traffic": self.scenario.traffic_name,
             "horizon_s": self.scenario.horizon_s,
             "seeds": list(self.seeds),
             "policies": {name: plain(metrics) for name, metrics in self.summary().items()},
+            "cost_against_frac": {baseline: plain(self.paired(baseline)) for baseline in self.results},
         }
-        if "none" in self.results:
-            out["cost_vs_none_frac"] = plain(self.paired("none"))
-        return out
 
 
 def interval95(values: Sequence[float] | NDArray[np.float64]) -> Interval95:

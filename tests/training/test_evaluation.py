@@ -87,6 +87,7 @@ def test_paired_difference_by_hand() -> None:
     assert paired["best_fit"] == by_hand
     assert paired["none"].mean == paired["none"].ci95 == 0.0
     assert by_hand.mean + by_hand.ci95 < 0.0
+    assert evaluation.to_json()["cost_against_frac"]["none"]["best_fit"]["mean"] == by_hand.mean
 
 
 def test_report_shows_what_a_saving_costs(tmp_path: Path) -> None:
