@@ -14,7 +14,15 @@ __all__ = ["CONFIG_FILE", "TrainConfig", "load_train_config", "save_train_config
 
 CONFIG_FILE = "train.json"
 
-_OF_THIS_RUN = ("run_dir", "stop_minutes", "stop_steps", "resume", "num_env_runners", "num_learners")
+_OF_THIS_RUN = (
+    "run_dir",
+    "stop_minutes",
+    "stop_steps",
+    "resume",
+    "num_env_runners",
+    "num_learners",
+    "num_gpus_per_learner",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
