@@ -7,8 +7,8 @@ import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from rayfold.envs.cluster import ClusterSpec, SchedulingStrategy
-from rayfold.envs.dynamics import UNDONE_WINDOW_S, bound_usd_per_h
-from rayfold.envs.ledger import Entry
+from rayfold.envs.dynamics import UNDONE_WINDOW_S, _match_release, bound_usd_per_h
+from rayfold.envs.ledger import Entry, Ledger
 from rayfold.envs.moves import Move
 from rayfold.envs.safety import Limits, check_move
 from rayfold.envs.simulator import Simulator, initial_state
@@ -142,6 +142,86 @@ def test_a_launch_undoes_moves_for_half_an_hour(gap_s: float, undone: int) -> No
                 at_s.setdefault(entry, sim.now_s - begun_s)
     assert at_s == {Entry.NODES_RELEASED: 100.0, Entry.NODES_LAUNCHED: 100.0 + gap_s}
     assert sim.ledger()[Entry.UNDONE_MOVES] == undone
+
+
+@pytest.mark.parametrize(
+    ("released", "undone", "left"),
+    [
+        ([(100.0, 0, 2), (900.0, 0, 3)], 3, [2, 0]),  # the earlier one first
+        ([(900.0, 0, 2), (100.0, 0, 3)], 2, [0, 3]),
+        ([(100.0, 1, 2)], 0, [2]),  # another type
+        ([(1801.0, 0, 2), (1800.0, 0, 3)], 3, [2, 0]),  # too long ago
+        ([(900.0, 0, 0), (100.0, 0, 3)], 3, [0, 0]),  # not brought about by moves, or matched before
+        ([], 0, []),
+    ],
+)
+def test_which_release_a_launch_undoes(released: list[tuple[float, int, int]], undone: int, left: list[int]) -> None:
+    """Releases as (seconds ago, type, moves); a plain node is launched: one release at most is matched, and once."""
+    sim = simulator(two_nodes(), {})
+    hidden, ledger = sim._hidden, Ledger.zeros()
+    for n, (ago_s, node_type, moves) in enumerate(released):
+        hidden.released_s[n], hidden.released_type[n], hidden.released_moves[n] = sim.now_s - ago_s, node_type, moves
+    _match_release(hidden, sim.now_s, 0, ledger)
+    assert ledger[Entry.UNDONE_MOVES] == undone
+    assert hidden.released_moves[: len(left)].tolist() == left
+
+
+def test_a_launch_undoes_only_the_moves_of_the_node_before_it() -> None:
+    """The row of a released node is used again twice; the second time no move had emptied it."""
+    state = two_nodes()
+    traffic = constant_traffic(state.spec, {}, 240)
+    # The second node comes (over four replicas), goes, and comes again.
+    for first, load in ((0, 4.0), (30, 10.0), (80, 4.0), (150, 10.0)):
+        traffic.ongoing_lookback[first:, ONE] = load
+    sim = Simulator(state, traffic, LIMITS, np.random.default_rng(0))
+    sim.start(sim.view, Move(0, 1))
+    sim.advance(240)
+    assert sim.ledger()[Entry.NODES_RELEASED] == 2
+    assert sim.ledger()[Entry.NODES_LAUNCHED] == 2
+    assert sim.ledger()[Entry.UNDONE_MOVES] == 1
+
+
+@pytest.mark.parametrize(("min_nodes", "stay"), [(0, 0), (1, 1), (2, 2), (3, 3), (9, 3)])
+def test_the_least_number_of_nodes_stays(min_nodes: int, stay: int) -> None:
+    """Three empty nodes expire at once; as many stay as the type must have, and those for ever."""
+    state = empty_state(small_spec())
+    state.spec.arrays.min_replicas[:] = 0
+    state.spec.arrays.type_min_nodes[0] = min_nodes
+    for n in range(3):
+        add_node(state, n)
+    sim = simulator(state, {})
+    sim.advance(100)
+    assert (sim.view.arrays.node_phase == NodePhase.ALIVE).sum() == stay
+    assert sim.ledger()[Entry.NODES_RELEASED] == 3 - stay
+
+
+def test_spread_goes_on_where_it_stopped() -> None:
+    """Four replicas asked for at four different steps, three nodes: one after another, then the first again."""
+    state = empty_state(small_spec(SchedulingStrategy.SPREAD, idle_timeout_s=600.0))
+    state.spec.arrays.min_replicas[:] = 0
+    for n in range(3):
+        add_node(state, n)
+    traffic = constant_traffic(state.spec, {}, 40)
+    for wanted in range(4):
+        traffic.ongoing_lookback[10 * wanted :, ONE] = 2.0 * wanted + 2.0
+    sim, seen = Simulator(state, traffic, LIMITS, np.random.default_rng(0)), []
+    while sim.num_steps_left:
+        sim.advance(10)
+        st = sim.view.arrays
+        seen.append(np.bincount(st.replica_node[st.replica_node >= 0], minlength=3).tolist())
+    assert seen == [[1, 0, 0], [1, 1, 0], [1, 1, 1], [2, 1, 1]]
+
+
+def test_a_fence_that_has_yielded_is_gone() -> None:
+    """The only node is fenced; a replica that fits nowhere else goes there, and others may follow it."""
+    state = empty_state(small_spec())
+    state.spec.arrays.min_replicas[:] = 0
+    state.arrays.node_fenced_until_s[add_node(state, 0)] = state.now_s + 1000.0
+    sim = simulator(state, {"one": 2.0})
+    sim.advance(1)
+    assert sim.view.arrays.node_fenced_until_s[0] == -np.inf
+    assert (sim.view.arrays.replica_node == 0).sum() == 1
+    assert sim.ledger()[Entry.NODES_LAUNCHED] == 0
 
 
 @pytest.mark.parametrize(
