@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from email import message_from_bytes
 from importlib import import_module, metadata
 from pathlib import Path
 
@@ -53,6 +54,28 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         assert on_disk <= set(names)
     assert {f"rayfold/envs/scenarios/{name}.yaml" for name in SCENARIOS} <= set(names)
     assert {"rayfold/py.typed", "rayfold/policies/bundles/default/weights.safetensors"} <= set(names)
+    assert {name.split("/")[1] for name in names if name.startswith("rayfold/") and name.count("/") > 1} == set(PARTS)
+    kinds = {Path(name).suffix for name in names if name.startswith("rayfold/")} - {".py", ".yaml"}
+    assert kinds == {".typed", ".json", ".safetensors"}  # no kernels that Numba has cached, no test data
+    with zipfile.ZipFile(wheel) as archive:
+        for name in names:
+            if name.startswith("rayfold/"):
+                assert archive.read(name) == (ROOT / "src" / name).read_bytes(), name
+
+
+@pytest.mark.packaging
+def test_wheel_says_what_it_needs(wheel: Path) -> None:
+    """Entry point, Python and licence are declared, and Ray is held to the release whose rules were ported."""
+    with zipfile.ZipFile(wheel) as archive:
+        info = next(name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name)
+        assert "rayfold = rayfold.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
+        about = message_from_bytes(archive.read(f"{info}/METADATA"))
+    assert about["Name"] == "rayfold"
+    assert about["Requires-Python"] == ">=3.11"
+    assert about["License-Expression"] == "Apache-2.0"
+    needed = {need.split(";")[0].strip() for need in about.get_all("Requires-Dist", []) if "extra ==" not in need}
+    assert {"ray[rllib,serve]==2.60.*", "gymnasium==1.2.2", "torch==2.13.0"} <= needed
+    assert not any(need.startswith(("pytest", "mypy", "ruff")) for need in needed)
 
 
 @pytest.mark.packaging
@@ -69,7 +92,7 @@ assert pathlib.Path(rayfold.__file__).is_relative_to({str(tmp_path)!r}), rayfold
 print(json.dumps([load_scenario(name, synthetic=True).name for name in {sorted(SCENARIOS)!r}]))
 assert load_bundle(shipped_bundle()).card.steps > 0
 """
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "200"}
 
     def run(*arguments: str) -> str:
         done = subprocess.run(
@@ -78,7 +101,9 @@ assert load_bundle(shipped_bundle()).card.steps > 0
         return done.stdout
 
     assert run("-c", code).strip() == str(sorted(SCENARIOS)).replace("'", '"')
-    assert run("-m", "rayfold", "--version").startswith("rayfold ")
+    assert run("-m", "rayfold", "--version").strip() == f"rayfold {metadata.version('rayfold')}"
+    listing = run("-m", "rayfold", "scenarios")
+    assert all(name in listing for name in SCENARIOS)
     evaluated = run(
         "-m", "rayfold", "evaluate", "--scenario", "smoke", "--policies", "none,learned", "--seeds", "1",
         "--horizon-h", "0.25", "--json", str(tmp_path / "out.json"),
