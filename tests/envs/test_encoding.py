@@ -154,3 +154,14 @@ def test_the_state_is_not_changed() -> None:
         before = state.digest()
         parts(state)
         assert state.digest() == before
+
+
+def test_the_head_costs_nothing() -> None:
+    """The bound is set against the bill, and the head node is on nobody's bill: three USD of ten, not of fourteen."""
+    state = base()
+    state.arrays.node_is_head[1] = True
+    obs = parts(state)
+    assert obs["global"][GLOBAL_FEATURES.index("bound_frac")] == pytest.approx(3.0 / 10.0)
+    assert feature(obs, "nodes", 1, "head") == 1.0
+    assert obs["destination_mask"][1].sum() == 0.0
+    assert obs["source_mask"][1].sum() == 0.0
