@@ -99,6 +99,7 @@ def test_to_zero_by_way_of_one() -> None:
         kept = decide(now_s, 0.0, kept.target, kept)
     assert kept == Kept(0)
     assert decide(70.0, 0.0, 0, kept) == Kept(0)
+    assert decide(70.0, 0.0, 0, Kept(0, 65.0, 1)) == Kept(0)  # a wish from before the last one stopped is over
 
 
 @pytest.mark.parametrize(("up", "target", "want"), [(1.0, 0, 1), (2.5, 0, 3), (0.2, 0, 1), (1.0, 5, 5), (20.0, 0, 8)])
