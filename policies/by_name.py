@@ -45,7 +45,7 @@ def make_policy(name: str, limits: Limits, *, bundle: Path | None = None, where:
         return HEURISTICS[name](limits)
     if name == LEARNED:
         return LearnedPolicy(load_bundle(bundle or shipped_bundle()).net, limits)
-    if "/" in name or Path(name).is_dir():
+    if "/" in name or (name and Path(name).is_dir()):  # Path("") is the working directory
         return LearnedPolicy(load_bundle(Path(name)).net, limits)
     known = ", ".join([*HEURISTICS, LEARNED])
     raise InputError(where, f"one of {known}, or the directory of a policy bundle", name)
