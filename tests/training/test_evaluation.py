@@ -1,21 +1,27 @@
 """Evaluation: equal arrivals for all, intervals by hand, reports that hide nothing."""
 
+import itertools
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from rayfold.envs.episode import Episode, scenario_layout
 from rayfold.envs.layout import NOOP
 from rayfold.envs.moves import Plan
 from rayfold.envs.safety import Limits
-from rayfold.envs.scenario import Split, load_scenario
-from rayfold.envs.state import ClusterState
+from rayfold.envs.scenario import Scenario, Split, load_scenario
+from rayfold.envs.state import ClusterState, NodePhase
+from rayfold.envs.traffic import Traffic
 from rayfold.policies.best_fit import BestFit
 from rayfold.policies.none import NoMoves
+from rayfold.policies.protocol import Policy
+from rayfold.training import evaluation as evaluation_module
 from rayfold.training.evaluation import evaluate, interval95, run_episode
 from rayfold.training.report import COLUMNS, table, write_json, write_png
 
@@ -62,8 +68,9 @@ def test_evaluation_and_environment_agree() -> None:
     """A policy's plans carried out as environment actions end in the bill that ``run_episode`` reports."""
     scenario = load_scenario("smoke")
     policy = BestFit(scenario.limits)
-    reported = run_episode(scenario, policy, 5, Split.VALIDATION).metrics
-    episode_rng, policy_rng = np.random.default_rng(5).spawn(2)
+    reported = run_episode(scenario, policy, 3, Split.VALIDATION).metrics
+    assert reported["moves"] == 3.0  # on seed 5 there would be nothing to compare
+    episode_rng, policy_rng = np.random.default_rng(3).spawn(2)
     episode = Episode(scenario, scenario_layout(scenario), Split.VALIDATION, episode_rng)
     total, truncated = 0.0, False
     while not truncated:
@@ -107,3 +114,142 @@ def test_report_shows_what_a_saving_costs(tmp_path: Path) -> None:
     assert {"moves", "undone_moves", "unserved_replica_h"} <= set(content["policies"]["none"])
     write_png(tmp_path / "out.png", evaluation)
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("num_values", [2, 3, 8, 40])
+def test_interval_is_scipys(num_values: int) -> None:
+    """A second route: Student's t around the mean with the standard error, both ends."""
+    values = np.random.default_rng(num_values).normal(100.0, 7.0, num_values)
+    low, high = stats.t.interval(0.95, num_values - 1, loc=values.mean(), scale=stats.sem(values))
+    interval = interval95(values)
+    assert interval.mean - interval.ci95 == pytest.approx(low)
+    assert interval.mean + interval.ci95 == pytest.approx(high)
+
+
+def test_interval_holds_the_truth_in_95_percent_of_cases() -> None:
+    """Of 4000 samples of five values: 3800 on average, and four standard errors are 55."""
+    samples = np.random.default_rng(0).normal(3.0, 2.0, (4000, 5))
+    held = sum(abs(interval.mean - 3.0) <= interval.ci95 for interval in map(interval95, samples))
+    assert abs(held - 3800) < 55
+
+
+class Watching(NoMoves):
+    """Moves nothing, and writes down what it is asked with; draws numbers as a policy may."""
+
+    def __init__(self) -> None:
+        self.num_resets = 0
+        self.num_nodes: list[int] = []
+        self.num_booting = 0
+        self.clocks_s: list[float] = []
+        self.drawn: list[float] = []
+
+    def reset(self) -> None:
+        """Counted; keeps the notes."""
+        self.num_resets += 1
+
+    def plan(self, state: ClusterState, rng: np.random.Generator) -> Plan:
+        """No moves."""
+        present = state.arrays.node_phase != NodePhase.ABSENT
+        self.num_nodes.append(int(present.sum()))
+        self.num_booting += int((state.arrays.node_phase == NodePhase.BOOTING).sum())
+        self.clocks_s.append(state.now_s)
+        self.drawn.append(float(rng.random(7)[0]))
+        return super().plan(state, rng)
+
+
+def test_every_tick_of_the_horizon_is_decided_and_recorded() -> None:
+    """60 ticks of 60 s, nodes that boot are paid for too, and the policy was reset before each of two episodes."""
+    scenario, policy = load_scenario("smoke"), Watching()
+    episodes = [run_episode(scenario, policy, seed, Split.VALIDATION) for seed in (3, 4)]
+    assert [len(episode.time_h) for episode in episodes] == [60, 60]
+    for i, episode in enumerate(episodes):
+        seen = slice(60 * i, 60 * (i + 1))
+        assert episode.num_nodes.tolist() == policy.num_nodes[seen]
+        np.testing.assert_allclose(episode.time_h * 3600.0, policy.clocks_s[seen])
+        np.testing.assert_allclose(np.diff(episode.time_h), 60.0 / 3600.0)
+        assert episode.metrics["elapsed_s"] == 3600.0
+    assert policy.num_booting > 0
+    assert policy.num_resets == 2
+
+
+def test_a_seed_is_an_episode() -> None:
+    """Another seed is another episode and other draws of the policy; the same seed gives the same draws."""
+    scenario, policies = load_scenario("smoke"), [Watching() for _ in range(3)]
+    first, again, other = (
+        run_episode(scenario, policy, seed, Split.VALIDATION) for policy, seed in zip(policies, (3, 3, 4), strict=True)
+    )
+    assert policies[0].drawn == policies[1].drawn != policies[2].drawn
+    assert first.metrics["tokens"] == again.metrics["tokens"] != other.metrics["tokens"]
+
+
+def test_what_a_policy_draws_changes_nothing_for_the_cluster() -> None:
+    """One that draws and one that does not end in the same bill: the policy's stream is its own."""
+    scenario = load_scenario("smoke")
+    draws, does_not = (run_episode(scenario, p, 3, Split.VALIDATION).metrics for p in (Watching(), NoMoves()))
+    timed = {"decision_p50_ms", "decision_p99_ms"}
+    assert {k: v for k, v in draws.items() if k not in timed} == {k: v for k, v in does_not.items() if k not in timed}
+
+
+class Stammering(BestFit):
+    """Asks for every move twice: the second time it is under way already."""
+
+    asked = 0
+
+    def plan(self, state: ClusterState, rng: np.random.Generator) -> Plan:
+        """Best fit's plan, then the same once more."""
+        moves = super().plan(state, rng).moves
+        self.asked += len(moves)
+        return Plan(moves=moves + moves)
+
+
+def test_refused_moves_are_counted_and_not_made() -> None:
+    """The filter is asked about the cluster as the moves before have left it, not as the policy saw it."""
+    scenario = load_scenario("smoke")
+    policy = Stammering(scenario.limits)
+    metrics = run_episode(scenario, policy, 3, Split.VALIDATION).metrics
+    plain = run_episode(scenario, BestFit(scenario.limits), 3, Split.VALIDATION).metrics
+    assert metrics["refused_moves"] == metrics["moves"] == policy.asked == plain["moves"] > 0
+    assert plain["refused_moves"] == 0.0
+    assert metrics["cost_usd"] == plain["cost_usd"]
+
+
+def test_bill_at_other_prices_by_hand() -> None:
+    """A quarter and four times the price of moves and unserved demand, the nodes' price unchanged."""
+    scenario = load_scenario("smoke")
+    metrics = run_episode(scenario, BestFit(scenario.limits), 3, Split.VALIDATION).metrics
+    node_usd, disruption_usd, unserved_usd = (metrics[f"{part}_usd"] for part in ("node", "disruption", "unserved"))
+    assert min(node_usd, disruption_usd, unserved_usd) > 0.0
+    assert metrics["cost_usd"] == pytest.approx(node_usd + disruption_usd + unserved_usd)
+    assert metrics["cost_usd_at_0.25x"] == pytest.approx(node_usd + (disruption_usd + unserved_usd) / 4.0)
+    assert metrics["cost_usd_at_4x"] == pytest.approx(node_usd + 4.0 * (disruption_usd + unserved_usd))
+
+
+def test_latency_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 decisions of 1, 2, ..., 60 ms: the median is 30.5 ms, the 99th percentile 59.41 ms."""
+    readings_s = itertools.chain.from_iterable((float(n), n + n / 1000.0) for n in range(1, 61))
+    monkeypatch.setattr(evaluation_module, "time", SimpleNamespace(perf_counter=lambda: next(readings_s)))
+    metrics = run_episode(load_scenario("smoke"), NoMoves(), 3, Split.VALIDATION).metrics
+    assert metrics["decision_p50_ms"] == pytest.approx(30.5)
+    assert metrics["decision_p99_ms"] == pytest.approx(59.41)
+
+
+def test_split_and_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traffic is drawn from the split that was asked for; each finished episode is told, policies side by side."""
+    asked: list[Split] = []
+    sample = Scenario.sample
+
+    def note(scenario: Scenario, rng: np.random.Generator, split: Split) -> Traffic:
+        asked.append(split)
+        return sample(scenario, rng, split)
+
+    monkeypatch.setattr(Scenario, "sample", note)
+    scenario, told = load_scenario("smoke").with_horizon(600.0), list[tuple[str, int]]()
+    policies: dict[str, Policy] = {"none": NoMoves(), "best_fit": BestFit(scenario.limits)}
+    for split in Split:
+        evaluation = evaluate(scenario, policies, [7, 9], split, lambda name, seed: told.append((name, seed)))
+        assert evaluation.to_json()["split"] == split.value
+        assert evaluation.to_json()["seeds"] == [7, 9]
+        assert asked == [split] * 4
+        assert told == [("none", 7), ("best_fit", 7), ("none", 9), ("best_fit", 9)]
+        asked.clear()
+        told.clear()
