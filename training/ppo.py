@@ -6,11 +6,9 @@ One run is one folder: ``train.json``, ``checkpoints/``, ``progress.jsonl``, Ten
 import contextlib
 import dataclasses
 import datetime
-import importlib.metadata
 import json
 import logging
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +33,7 @@ from rayfold.training.evaluation import run_episode
 from rayfold.training.imitation import ImitationConfig, demonstrate, imitate
 from rayfold.training.ppo_setup import build_ppo, load_net, policy_net
 from rayfold.training.progress import Phase, Progress
+from rayfold.training.provenance import git_commit, package_versions
 from rayfold.training.ray_session import ray_session
 from rayfold.training.train_config import TrainConfig, load_train_config, save_train_config
 
@@ -153,6 +152,7 @@ class _Run:
         self.before = RunPosition()
         self.steps, self.iterations = 0, 0
         self.candidates: dict[str, CompactionNet] = {}
+        self.git_commit = git_commit()  # now: the checkout may have moved on by the end
 
     @property
     def elapsed_s(self) -> float:
@@ -279,7 +279,6 @@ class _Run:
         return max(excesses, key=lambda name: -np.sign(self.config.reward_scale) * excesses[name]), excesses
 
     def _card(self, excess_frac: float | None) -> TrainingCard:
-        packages = ("rayfold", "ray", "torch", "numpy", "gymnasium")
         return TrainingCard(
             scenarios=tuple(s.name for s in self.scenarios),
             seed=self.config.seed,
@@ -287,8 +286,8 @@ class _Run:
             minutes=self.position.minutes,
             warm_start=self.config.warm_start,
             created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            git_commit=_git_commit(),
-            versions={name: importlib.metadata.version(name) for name in packages},
+            git_commit=self.git_commit,
+            versions=package_versions(),
             metrics={} if excess_frac is None else {"evaluation/excess_frac": excess_frac},
         )
 
@@ -307,12 +306,3 @@ def _figures(sampled: dict[str, Any], learned: dict[str, Any]) -> dict[str, floa
         "episode/length": (sampled, "episode_len_mean"),
     }
     return {name: float(group[key]) for name, (group, key) in names.items() if key in group}
-
-
-def _git_commit() -> str:
-    """Commit of the source this runs from, empty outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
