@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rayfold.envs.moves import Move
-from rayfold.envs.safety import Limits, Reason, check_move, movable_replica, move_masks
+from rayfold.envs.safety import Limits, Reason, check_move, movable_replica, move_masks, moves_in_flight
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from tests.envs.clusters import add_node, add_replica, empty_state, random_state, small_spec
 
@@ -166,6 +166,79 @@ def test_unreleasable_destination_by_setting() -> None:
     assert check_move(state, move, LIMITS._replace(use_unreleasable_nodes=True)).allowed
     state.arrays.node_releasable[:] = (False, True, True, True, True)
     assert not check_move(state, move, LIMITS._replace(use_unreleasable_nodes=True)).allowed
+
+
+@pytest.mark.parametrize("r", [-1, 24, 23])
+def test_rows_that_are_no_replica(r: int) -> None:
+    """Beyond either end, however full the last row is, and an empty row."""
+    state, _ = base()
+    if r == -1:
+        st = state.arrays
+        st.replica_deployment[-1], st.replica_node[-1], st.replica_phase[-1] = ONE, 0, ReplicaPhase.RUNNING
+    assert check_move(state, Move(r, 1), LIMITS) == (False, Reason.NO_SUCH_REPLICA)
+
+
+@pytest.mark.parametrize("n", [-1, 5])
+def test_rows_that_are_no_node(n: int) -> None:
+    """Beyond either end."""
+    state, move = base()
+    add_node(state, 4)
+    assert check_move(state, Move(move.replica_idx, n), LIMITS) == (False, Reason.NO_SUCH_NODE)
+
+
+def test_replicas_per_node_up_to_the_limit() -> None:
+    """Of one allowed none may be there yet, of two allowed one may."""
+    for limit, there, allowed in ((1, 0, True), (1, 1, False), (2, 1, True), (2, 2, False), (0, 2, True)):
+        state, move = base(SINGLE)
+        state.spec.arrays.max_per_node[SINGLE] = limit
+        for _ in range(there):
+            add_replica(state, SINGLE, 1)
+        assert check_move(state, move, LIMITS).allowed is allowed, (limit, there)
+
+
+def test_moves_up_to_the_limit() -> None:
+    """Two at once: a second one may start beside the first, also when its replacement took row 0; a third may not."""
+    state, _ = base()
+    st = state.arrays
+    third = add_replica(state, ONE, 0)
+    sources = [1, add_replica(state, ONE, 2)]
+    st.replica_phase[0] = ReplicaPhase.STARTING
+    for count, (source, replacement) in enumerate(zip(sources, (0, 4), strict=True)):
+        assert moves_in_flight(st) == count
+        assert check_move(state, Move(third, 1), LIMITS).allowed
+        if replacement:
+            assert add_replica(state, ONE, 2, ReplicaPhase.STARTING) == replacement
+        st.replica_peer[source], st.replica_peer[replacement] = replacement, source
+    assert moves_in_flight(st) == 2
+    assert check_move(state, Move(third, 1), LIMITS).reason is Reason.TOO_MANY_MOVES
+    assert check_move(state, Move(1, 0), LIMITS).reason is Reason.ALREADY_MOVING
+    assert movable_replica(state.spec.arrays, st, state.now_s, LIMITS, 0, ONE) == -1
+
+
+@pytest.mark.parametrize(
+    ("d", "free", "reason"),
+    [
+        (HALF, (0.0, 0.0, 0.5, 0.5), Reason.ALLOWED),
+        (TWO, (1.0, 0.0, 0.5, 0.5), Reason.NO_GPU_DEVICE),
+        (TWO, (1.0, 0.0, 1.0, 0.0), Reason.ALLOWED),
+    ],
+)
+def test_devices_decide_where_the_sum_would_do(d: int, free: tuple[float, ...], reason: Reason) -> None:
+    """By the GPUs that are asked for, not by another resource of which one unit is asked for."""
+    state, move = base(d)
+    state.arrays.gpu_free[1], state.arrays.node_free[1, 0] = free, sum(free)
+    assert check_move(state, move, LIMITS).reason is reason
+
+
+def test_masks_forget_what_was_there() -> None:
+    """Arrays that are used again, larger than the state: all that is not allowed is 0."""
+    state, _ = base()
+    source, destination = masks_of(state)
+    used = np.ones((7, 9), np.float32), np.ones((7, 9), np.float32)
+    move_masks(state.spec.arrays, state.arrays, state.now_s, LIMITS, *used)
+    for fresh, again in zip((source, destination), used, strict=True):
+        np.testing.assert_array_equal(again[:5, :6], fresh)
+        assert again.sum() == fresh.sum() > 0
 
 
 def masks_of(state: ClusterState) -> tuple[np.ndarray, np.ndarray]:
