@@ -111,6 +111,7 @@ def test_hold_and_let_go_are_inverse() -> None:
         for r in map(int, np.flatnonzero(st.replica_node >= 0)):
             n, d, before = int(st.replica_node[r]), int(st.replica_deployment[r]), st.copy()
             let_go(state.spec.arrays, st, r, state.now_s + 3.0)
+            assert st.replica_gpus[r] == 0
             is_last = (before.replica_node == n).sum() == 1
             assert st.node_idle_since_s[n] == (state.now_s + 3.0 if is_last else np.inf)
             assert [st.replica_deployment[r], st.replica_node[r], st.replica_phase[r]] == [-1, -1, ReplicaPhase.EMPTY]
@@ -150,6 +151,21 @@ def test_stop_order_by_hand() -> None:
     draining = add_replica(state, ONE, 2, ReplicaPhase.STOPPING)
     assert stop_order(state, ONE) == [waiting, starting, moving, alone, *crowd[::-1], head]
     assert st.replica_phase[[replacement, draining]].tolist() == [ReplicaPhase.STARTING, ReplicaPhase.STOPPING]
+
+
+def test_row_zero_is_a_row_like_others() -> None:
+    """It is stopped first where it is on the emptiest node, and it may be the replacement of one that is moved."""
+    state = empty_state(small_spec())
+    st = state.arrays
+    add_node(state, 0)
+    add_node(state, 1)
+    first = add_replica(state, ONE, 0)
+    crowd = [add_replica(state, ONE, 1), add_replica(state, ONE, 1)]
+    assert stop_order(state, ONE) == [first, *crowd[::-1]]
+    rows = [add_replica(state, ONE, 0, ReplicaPhase.STARTING), add_replica(state, ONE, 1), add_replica(state, ONE, 1)]
+    st.replica_peer[rows[0]], st.replica_peer[rows[1]] = rows[1], rows[0]
+    assert rows[0] == 0
+    assert stop_order(state, ONE) == [rows[1], rows[2]]
 
 
 @pytest.mark.parametrize("d", [TWO, HALF])
