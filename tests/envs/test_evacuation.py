@@ -5,6 +5,7 @@ import pytest
 
 from rayfold.envs.evacuation import BLOCKED, evacuation, move_price_usd
 from rayfold.envs.moves import Move
+from rayfold.envs.placement import let_go
 from rayfold.envs.safety import Limits, check_move, move_masks
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from rayfold.envs.transition import with_move
@@ -22,6 +23,7 @@ def planned(state: ClusterState, node: int) -> tuple[int, dict[int, int]]:
     move_masks(spec.arrays, st, state.now_s, LIMITS, source, may_take)
     destination = np.empty(len(st.replica_phase), np.int64)
     count = evacuation(spec.arrays, st, state.now_s, LIMITS, may_take, node, destination)
+    assert destination.min() >= -1
     return int(count), {int(r): int(destination[r]) for r in np.flatnonzero(destination >= 0)}
 
 
@@ -54,7 +56,7 @@ def test_the_plan_is_what_single_moves_give() -> None:
             count, plan = planned(state, int(node))
             want = by_single_moves(state, int(node))
             assert (None if count == BLOCKED else plan) == want, (seed, node)
-            assert count in (BLOCKED, len(plan))
+            assert len(plan) == (0 if count == BLOCKED else count)
             found += count > 0
             blocked += count == BLOCKED
         assert state.digest() == before
@@ -121,6 +123,16 @@ def test_a_replica_under_way_needs_no_second_move() -> None:
     state = with_move(three_nodes(), Move(0, 1), LIMITS)
     assert planned(state, 0) == (0, {})
     assert planned(state, 1) == (BLOCKED, {})  # the replacement is starting there
+
+
+def test_a_replacement_in_row_zero() -> None:
+    """Rows are used again: row 0 is a replacement like any other."""
+    state = three_nodes()
+    second = add_replica(state, ONE, 0)
+    let_go(state.spec.arrays, state.arrays, 0, state.now_s)
+    state = with_move(state, Move(second, 1), LIMITS)
+    assert state.arrays.replica_peer[second] == 0
+    assert planned(state, 0) == (0, {})
 
 
 def test_opted_out_and_spread_limits_block() -> None:
