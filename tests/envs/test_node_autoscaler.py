@@ -61,7 +61,7 @@ def random_demand(rng: np.random.Generator) -> tuple[ClusterSpec, list[int]]:
             resources={
                 "GPU": float(rng.choice([0, 1, 2, 4, 8])),
                 "CPU": float(rng.choice([8, 16, 32, 64])),
-                "memory_gib": float(rng.choice([32, 64, 128, 256])),
+                "memory_gib": float(rng.choice([0, 32, 64, 128, 256])),
             },
             labels={"zone": str(rng.choice(["a", "b"]))},
             price_usd_per_h=1.0,
