@@ -64,7 +64,7 @@ def evacuation(
         for n in range(num_nodes):
             if n == node or counts[n] == 0 or may_take[n, d] == 0.0:
                 continue
-            if touched[n] and capacity_reason(spec, st, d, n) != 0:
+            if touched[n] and (capacity_reason(spec, st, d, n) != 0 or _is_full_of(spec, st, destination, d, n)):
                 continue
             if best < 0 or less_left(spec, st, n, best):
                 best = n
@@ -80,6 +80,18 @@ def evacuation(
     st.node_free[:] = node_free
     st.gpu_free[:] = gpu_free
     return count
+
+
+@njit(cache=True)
+def _is_full_of(spec: SpecArrays, st: StateArrays, destination: NDArray[np.int64], d: int, n: int) -> bool:
+    """Whether replicas of ``d`` on ``n``, with those planned to go there, reach the limit per node."""
+    if spec.max_per_node[d] <= 0:
+        return False
+    count = 0
+    for r in range(destination.shape[0]):
+        if st.replica_deployment[r] == d and (st.replica_node[r] == n or destination[r] == n):
+            count += 1
+    return bool(count >= spec.max_per_node[d])
 
 
 @njit(cache=True)

@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from rayfold.policies.by_name import shipped_bundle
 
 SCENARIO = """\
 description: one sentence
@@ -63,6 +66,11 @@ EVALUATE = ("evaluate", "--policies", "none", "--seeds", "1", "--scenario")
         (("serve", "--address", "here", "--policy", "best_fit"), ("--address", "here")),
         (("serve", "--address", "127.0.0.1:1", "--policy", "worst_fit"), ("--policy", "worst_fit")),
         (("serve", "--address", "127.0.0.1:1", "--settings", "nowhere.yaml"), ("nowhere.yaml",)),
+        (("serve", "--address", "127.0.0.1:1", "--policy", "best_fit", "--mode", "nap"), ("--mode", "nap")),
+        (("serve", "--address", "127.0.0.1:1", "--policy", ""), ("--policy",)),
+        ((*EVALUATE, "smoke", "--policies", " , "), ("--policies",)),
+        ((*EVALUATE, "smoke", "--json", "."), ("--json",)),
+        ((*EVALUATE, "smoke", "--bundle", "nowhere"), ("--bundle", "learned")),
     ],
 )
 def test_bad_arguments(arguments: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path) -> None:
@@ -85,6 +93,80 @@ def test_bad_scenario_file(old: str, new: str, part: str, tmp_path: Path) -> Non
     assert old in SCENARIO
     (tmp_path / "my.yaml").write_text(SCENARIO.replace(old, new))
     check_refused(rayfold(*EVALUATE, "my.yaml", cwd=tmp_path), "my.yaml", part)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ((*EVALUATE, "smoke", "--seeds", "0"), "--seeds"),
+        ((*EVALUATE, "smoke", "--seeds", "many"), "--seeds"),
+        ((*EVALUATE, "smoke", "--colour", "red"), "--colour"),
+        (("serve", "--policy", "best_fit"), "--address"),
+        (("deploy",), "deploy"),
+    ],
+)
+def test_usage_errors(arguments: tuple[str, ...], part: str, tmp_path: Path) -> None:
+    """A flag that does not exist, is missing or is no number: usage on stderr, exit code 2, nothing on stdout."""
+    done = rayfold(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert part in done.stderr
+    assert "Usage: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_bad_bundle_is_refused(tmp_path: Path) -> None:
+    """A file missing, a header cut short, and weights cut short or of another content, each named."""
+    evaluate = (*EVALUATE, "smoke", "--policies", "learned", "--bundle", "copy")
+    shutil.copytree(shipped_bundle(), tmp_path / "whole")
+    damages = {
+        "weights.safetensors": (None, lambda whole: whole[:-100], lambda whole: whole[:-1] + bytes([whole[-1] ^ 1])),
+        "bundle.json": (None, lambda whole: whole[: len(whole) // 2]),
+    }
+    for name, ways in damages.items():
+        for way in ways:
+            shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+            shutil.copytree(tmp_path / "whole", tmp_path / "copy")
+            file = tmp_path / "copy" / name
+            if way is None:
+                file.unlink()
+            else:
+                file.write_bytes(way(file.read_bytes()))
+            check_refused(rayfold(*evaluate, cwd=tmp_path), name)
+
+
+def test_interrupt_ends_without_a_traceback(tmp_path: Path) -> None:
+    """A real SIGINT in the middle of a verb: exit code 130, as a shell expects."""
+    code = """
+import os, signal, sys
+import rayfold.envs.scenario as scenario
+scenario.load_scenario = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGINT)
+from rayfold.cli import main
+sys.argv = ["rayfold", "scenarios"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_the_issue_asks_of_evaluate(tmp_path: Path) -> None:
+    """Paired seeds, a horizon, JSON with what made it; the shipped bundle without ``--bundle``; its own picture."""
+    arguments = (
+        "evaluate", "--scenario", "smoke", "--policies", "none,best_fit,learned", "--seeds", "2", "--first-seed", "3",
+        "--horizon-h", "0.5", "--json", "a.json", "--png", "pictures/b.png",
+    )  # fmt: skip
+    done = rayfold(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["command"] == "rayfold " + " ".join(arguments)
+    assert (content["seeds"], content["horizon_s"], content["split"]) == ([3, 4], 1800.0, "validation")
+    assert list(content["policies"]) == ["none", "best_fit", "learned"]
+    cost_usd = {name: metrics["cost_usd"]["mean"] for name, metrics in content["policies"].items()}
+    for name, paired in content["cost_against_frac"]["none"].items():
+        assert paired["mean"] == pytest.approx((cost_usd[name] - cost_usd["none"]) / cost_usd["none"])
+    assert (tmp_path / "pictures" / "b.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_own_scenario_file_and_json(tmp_path: Path) -> None:

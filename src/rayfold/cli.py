@@ -142,8 +142,8 @@ def evaluate(
     chosen = {name: make_policy(name, loaded.limits, bundle=bundle, where="--policies") for name in _names(policies)}
     if not chosen:
         raise InputError("--policies", "at least one policy", "none")
+    check_output("--json", json)  # before a name is made of it: "." has no suffix to replace
     picture = png or (json.with_suffix(".png") if json is not None else None)
-    check_output("--json", json)
     check_output("--png", picture)
     console = Console()
     with Progress(console=console, transient=True) as progress:

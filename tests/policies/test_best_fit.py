@@ -1,13 +1,15 @@
 """``best_fit`` and the evacuations it chooses from: the order of preference, one criterion at a time."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from rayfold.envs.cluster import AutoscalingConfig, ClusterSpec, Deployment, Interval, NodeType, ReplicaShape
-from rayfold.envs.safety import Limits
+from rayfold.envs.safety import Limits, check_move
 from rayfold.envs.state import ClusterState
+from rayfold.envs.transition import with_move
 from rayfold.policies.best_fit import BestFit
 from rayfold.policies.evacuations import evacuations
 from tests.envs.clusters import add_node, add_replica, empty_state
@@ -106,6 +108,28 @@ def test_moves_in_flight_leave_less_room(in_flight: int, num_moves: int) -> None
     view.arrays.replica_peer[others] = 0
     plan = BestFit(LIMITS._replace(max_concurrent_moves=2)).plan(view, np.random.default_rng(0))
     assert (len(plan.moves), len(plan.scores)) == (num_moves, num_moves)
+
+
+@pytest.mark.parametrize("others", [(), (CHEAP,)])
+def test_limit_per_node_counts_what_is_planned(others: tuple[int, ...]) -> None:
+    """Room for two more, but a node may hold two of a kind and has one: the second goes to a third node."""
+    plain = spec()
+    limited = replace(plain.deployments[QUICK], max_replicas_per_node=2)
+    view = empty_state(replace(plain, deployments=(limited, *plain.deployments[1:])), now_s=10_000.0)
+    for n in range(2 + len(others)):
+        add_node(view, n)
+    for d, n in ((QUICK, 0), (QUICK, 0), (QUICK, 1), (SLOW, 1)):
+        add_replica(view, d, n)
+    for n in range(2, 2 + len(others)):
+        add_replica(view, BIG, n)
+    [*found] = (e for e in evacuations(view, LIMITS) if e.node_idx == 0)
+    if not others:
+        assert found == []
+        return
+    assert sorted(move.node_idx for move in found[0].moves) == [1, 2]
+    for move in found[0].moves:
+        assert check_move(view, move, LIMITS).allowed
+        view = with_move(view, move, LIMITS)
 
 
 def test_no_memory() -> None:

@@ -2,15 +2,20 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
 from rich.console import Console
 
-from rayfold.envs.scenario import load_scenario
+from rayfold.envs.scenario import Split, load_scenario
 from rayfold.policies.none import NoMoves
 from rayfold.policies.protocol import Policy
-from rayfold.training.evaluation import Evaluation, evaluate
+from rayfold.training.evaluation import EpisodeResult, Evaluation, evaluate
 from rayfold.training.report import COLUMNS, table, write_atomically, write_json, write_png
 
 
@@ -72,3 +77,101 @@ def test_table_rows_and_intervals() -> None:
     assert all("±" in cell for cell in two["cost USD"])
     assert one["moves"] == ["0.0", "0.0"]
     assert two["cost against none, paired %"] == ["0.0 ± 0.0"] * 2
+
+
+def result(**metrics: float) -> EpisodeResult:
+    """An episode with figures made up here; metrics not named are 0."""
+    known = {metric: 0.0 for metric, _, _, _ in COLUMNS}
+    time_h = np.array([0.0, 0.5, 1.0])
+    return EpisodeResult(metrics={**known, **metrics}, time_h=time_h, num_nodes=np.array([4, 3, 2]))
+
+
+def made_up(results: dict[str, tuple[EpisodeResult, ...]]) -> Evaluation:
+    """An evaluation of which every figure is known."""
+    num_seeds = len(next(iter(results.values())))
+    return Evaluation(
+        scenario=load_scenario("smoke"), split=Split.VALIDATION, seeds=tuple(range(num_seeds)), results=results
+    )
+
+
+def test_table_by_hand() -> None:
+    """Costs 10 and 14: 12 ± 25.41, t(0.975, 1) = 12.7062 times sd 2.8284 over sqrt(2); shares are shown in percent."""
+    none = (result(cost_usd=10.0, excess_frac=0.25), result(cost_usd=14.0, excess_frac=0.35))
+    other = (result(cost_usd=9.0, undone_moves=1.0, moves=3.0), result(cost_usd=13.0, undone_moves=3.0, moves=7.0))
+    cells = shown(made_up({"none": none, "other": other}))
+    assert cells["cost USD"] == ["12.00 ± 25.41", "11.00 ± 25.41"]
+    assert cells["excess %"] == ["30.0 ± 63.5", "0.0 ± 0.0"]
+    assert cells["moves"] == ["0.0 ± 0.0", "5.0 ± 25.4"]
+    assert cells["undone"] == ["0.0 ± 0.0", "2.0 ± 12.7"]
+    assert cells["cost against none, paired %"] == ["0.0 ± 0.0", "-8.3 ± 0.0"]  # -1 of 12 on both seeds
+
+
+def test_each_row_shows_its_own_metric() -> None:
+    """With a different figure for every metric, no row shows another's."""
+    metrics = {metric: float(i) for i, (metric, _, _, _) in enumerate(COLUMNS, start=1)}
+    cells = shown(made_up({"a": (result(**metrics),)}))
+    for i, (_, heading, factor, digits) in enumerate(COLUMNS, start=1):
+        assert cells[heading] == [f"{i * factor:,.{digits}f}"]
+    named = {
+        "nodes USD": "node_usd",
+        "moves USD": "disruption_usd",
+        "unserved USD": "unserved_usd",
+        "undone": "undone_moves",
+        "moves": "moves",
+        "decision ms p50": "decision_p50_ms",
+        "p99": "decision_p99_ms",
+    }
+    assert {heading: metric for metric, heading, _, _ in COLUMNS if heading in named} == named
+
+
+def test_without_the_baseline_there_is_no_row_of_differences() -> None:
+    """Without ``none`` nothing is compared with it."""
+    assert "cost against none, paired %" not in shown(made_up({"a": (result(),)}))
+
+
+@pytest.fixture
+def figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Figure:
+    """The picture of two policies on two seeds, before it becomes pixels."""
+    drawn: list[Figure] = []
+    print_png = FigureCanvasAgg.print_png
+
+    def keep(canvas: FigureCanvasAgg, target: object) -> None:
+        drawn.append(canvas.figure)
+        print_png(canvas, target)  # type: ignore[no-untyped-call]  # matplotlib leaves it untyped
+
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", keep)
+    bill = {"node_usd": 5.0, "disruption_usd": 2.0, "unserved_usd": 1.0}
+    first, second = (
+        result(cost_usd=8.0, **bill),
+        result(cost_usd=10.0, node_usd=6.0, disruption_usd=3.0, unserved_usd=1.0),
+    )
+    second = replace(second, num_nodes=np.array([9, 9, 9]))
+    write_png(tmp_path / "a.png", made_up({"a": (first, second), "b": (first, first)}))
+    return drawn[0]
+
+
+def test_picture_of_the_nodes(figure: Figure) -> None:
+    """One line per policy: the nodes of the first seed over hours, from zero, named in the legend."""
+    axes = figure.axes[0]
+    assert [line.get_label() for line in axes.get_lines()] == ["a", "b"]
+    for line in axes.get_lines():
+        assert np.asarray(line.get_xdata()).tolist() == [0.0, 0.5, 1.0]
+        assert np.asarray(line.get_ydata()).tolist() == [4, 3, 2]
+    assert axes.get_ylim()[0] == 0.0
+    assert "seed 0" in axes.get_title()
+
+
+def test_picture_of_the_bills(figure: Figure) -> None:
+    """Nodes, moves and unserved demand stand on each other up to the mean cost, which carries the interval."""
+    bars = [[(bar.get_y(), bar.get_height()) for bar in group] for group in figure.axes[1].containers[:3]]
+    assert bars == [[(0.0, 5.5), (0.0, 5.0)], [(5.5, 2.5), (5.0, 2.0)], [(8.0, 1.0), (7.0, 1.0)]]
+    [interval] = [c for c in figure.axes[1].containers if isinstance(c, ErrorbarContainer)]
+    ends = [segment[:, 1].tolist() for segment in interval.lines[2][0].get_segments()]
+    half = 12.706205  # t(0.975, 1) x sd sqrt(2) / sqrt(2)
+    np.testing.assert_allclose(ends, [[9.0 - half, 9.0 + half], [8.0, 8.0]], rtol=1e-6)
+
+
+def test_files_can_be_read_by_others(tmp_path: Path) -> None:
+    """A temporary file is private to its owner; what is written must not stay so."""
+    write_json(tmp_path / "a.json", {})
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o644
