@@ -117,9 +117,9 @@ def constant_traffic(spec: ClusterSpec, ongoing: dict[str, float], num_steps: in
     """The same offered load in every step; 0 for deployments not named."""
     row = np.array([ongoing.get(d.name, 0.0) for d in spec.deployments])
     steps = np.tile(row, (num_steps, 1))
-    return Traffic(
-        ongoing=steps,
-        ongoing_lookback=steps.copy(),
-        ongoing_slow=steps.copy(),
+    return Traffic.of_steps(
+        steps,
+        look_back_s=np.array([d.autoscaling.look_back_period_s for d in spec.deployments]),
+        step_s=spec.settings.substep_s,
         tokens_per_ongoing_s=np.full(spec.num_deployments, 10.0),
     )

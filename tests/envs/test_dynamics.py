@@ -7,11 +7,13 @@ import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from rayfold.envs.cluster import ClusterSpec, SchedulingStrategy
-from rayfold.envs.dynamics import UNDONE_WINDOW_S, _match_release, bound_usd_per_h
+from rayfold.envs.bound import bound_usd_per_h
+from rayfold.envs.node_life import UNDONE_WINDOW_S, match_release
 from rayfold.envs.ledger import Entry, Ledger
 from rayfold.envs.moves import Move
 from rayfold.envs.safety import Limits, check_move
-from rayfold.envs.simulator import Simulator, initial_state
+from rayfold.envs.initial_state import initial_state
+from rayfold.envs.simulator import Simulator
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from rayfold.envs.transition import with_move
 from tests.envs.clusters import add_node, add_replica, constant_traffic, empty_state, random_state, small_spec
@@ -161,7 +163,7 @@ def test_which_release_a_launch_undoes(released: list[tuple[float, int, int]], u
     hidden, ledger = sim._hidden, Ledger.zeros()
     for n, (ago_s, node_type, moves) in enumerate(released):
         hidden.released_s[n], hidden.released_type[n], hidden.released_moves[n] = sim.now_s - ago_s, node_type, moves
-    _match_release(hidden, sim.now_s, 0, ledger)
+    match_release(hidden, sim.now_s, 0, ledger)
     assert ledger[Entry.UNDONE_MOVES] == undone
     assert hidden.released_moves[: len(left)].tolist() == left
 

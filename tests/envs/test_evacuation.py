@@ -20,7 +20,8 @@ def planned(state: ClusterState, node: int) -> tuple[int, dict[int, int]]:
     st, spec = state.arrays, state.spec
     shape = (len(st.node_type), spec.num_deployments)
     source, may_take = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    move_masks(spec.arrays, st, state.now_s, LIMITS, source, may_take)
+    new_node = np.zeros((len(spec.node_types), spec.num_deployments), np.float32)
+    move_masks(spec.arrays, st, state.now_s, LIMITS, source, may_take, new_node)
     destination = np.empty(len(st.replica_phase), np.int64)
     count = evacuation(spec.arrays, st, state.now_s, LIMITS, may_take, node, destination)
     assert destination.min() >= -1

@@ -11,7 +11,8 @@ from rayfold.envs.cluster import ClusterSpec, SchedulingStrategy
 from rayfold.envs.ledger import Entry
 from rayfold.envs.moves import Move, MovePhase
 from rayfold.envs.safety import Limits, movable_replica, move_masks
-from rayfold.envs.simulator import Simulator, initial_state
+from rayfold.envs.initial_state import initial_state
+from rayfold.envs.simulator import Simulator
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from rayfold.errors import ExecutorError
 from tests.envs.clusters import add_node, add_replica, constant_traffic, empty_state, small_spec
