@@ -14,6 +14,7 @@ from rayfold.envs.initial_state import initial_state
 from rayfold.envs.layout import ObsLayout
 from rayfold.envs.ledger import Entry
 from rayfold.envs.moves import Move
+from rayfold.envs.process import cell_move
 from rayfold.envs.scenario import Scenario, Split
 from rayfold.envs.simulator import Simulator
 
@@ -84,6 +85,17 @@ class Episode:
         cheapest = float(prices[prices > 0].min(initial=np.inf)) if (prices > 0).any() else 0.0
         hourly = max(self.simulator.bound_usd_per_h, cheapest, 1e-9)
         self.first_tick_usd = hourly * settings.decision_interval_s / 3600.0  # what the first tick costs at least
+
+    def to_move(self, source: int, destination: int) -> Move | None:
+        """The move of a single replica that an action stands for, None for what the filter refuses.
+
+        Args:
+            source: A cell of the first stage.
+            destination: Second stage.
+        """
+        view = self.simulator.view
+        r, n = cell_move(view.spec.arrays, view.arrays, view.now_s, self.limits, self.layout, source, destination)
+        return Move(int(r), int(n)) if r >= 0 else None
 
     def to_action(self, move: Move) -> tuple[int, int]:
         """The action that stands for a move, up to equal replicas of a cell."""

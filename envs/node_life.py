@@ -118,9 +118,7 @@ def _give_notice(
 
 
 @njit(cache=True)
-def _lose(
-    spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, n: int, ledger: NDArray[np.float64]
-) -> None:
+def _lose(spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, n: int, ledger: NDArray[np.float64]) -> None:
     """Node ``n`` is gone with what is on it; a replacement elsewhere goes on as a replica of its own."""
     for r in range(st.replica_phase.shape[0]):
         phase, peer = st.replica_phase[r], st.replica_peer[r]

@@ -90,7 +90,9 @@ def to_spec(file: ScenarioFile) -> ClusterSpec:
         if t.min_nodes > t.max_nodes:
             raise InputError(f"{where}: node_types.{i}.min_nodes", f"at most max_nodes {t.max_nodes}", t.min_nodes)
         if t.is_head and (t.min_nodes, t.max_nodes) != (1, 1):
-            raise InputError(f"{where}: node_types.{i}.is_head", "min_nodes 1 and max_nodes 1", [t.min_nodes, t.max_nodes])
+            raise InputError(
+                f"{where}: node_types.{i}.is_head", "min_nodes 1 and max_nodes 1", [t.min_nodes, t.max_nodes]
+            )
         for name, amount in t.other_work.items():
             if amount > t.resources.get(name, 0.0):
                 most = f"at most {t.resources.get(name, 0.0):g}, what the node has"
@@ -158,7 +160,9 @@ def _check_deployment(model: DeploymentModel, where: str) -> None:
         raise InputError(f"{where}.shape.strategy", "PACK or STRICT_PACK for several bundles", "NONE")
     for name in ("min_replicas", "max_replicas"):
         if getattr(scaling, name) % model.gang_size:
-            raise InputError(f"{where}.autoscaling.{name}", f"a multiple of gang_size {model.gang_size}", getattr(scaling, name))
+            raise InputError(
+                f"{where}.autoscaling.{name}", f"a multiple of gang_size {model.gang_size}", getattr(scaling, name)
+            )
     if scaling.min_replicas > scaling.max_replicas:
         at_most = f"at most max_replicas {scaling.max_replicas}"
         raise InputError(f"{where}.autoscaling.min_replicas", at_most, scaling.min_replicas)

@@ -145,7 +145,13 @@ class Simulator:
         return move_id
 
     def act(self, layout: ObsLayout, source: int, destination: int, num_steps: int) -> int:
-        """One action of the decision process: moves, or ``num_steps`` steps if it is NOOP; see ``process.act``."""
+        """One action of the decision process: moves, or ``num_steps`` steps if it is NOOP; see ``process.act``.
+
+        Raises:
+            ValueError: The traffic is at its end.
+        """
+        if num_steps > self.num_steps_left:
+            raise ValueError(f"num_steps must be <= {self.num_steps_left}, got {num_steps}")
         started = act(
             self.spec.arrays,
             self._arrays,

@@ -133,7 +133,13 @@ class CompactionNet(nn.Module):
         assert isinstance(last, nn.Linear)
         nn.init.constant_(last.bias, config.noop_bias)
         with torch.no_grad():  # start near uniform over the allowed cells and nodes
-            for head in (self.source_node, self.source_node_bias, self.source_deployment_bias, self.query_out, self.evacuate[-1]):
+            for head in (
+                self.source_node,
+                self.source_node_bias,
+                self.source_deployment_bias,
+                self.query_out,
+                self.evacuate[-1],
+            ):
                 head.weight.mul_(0.1)
                 head.bias.mul_(0.1)
 

@@ -91,7 +91,9 @@ class CompactionRLModule(TorchRLModule, ValueFunctionAPI):
         self.layout = ObsLayout(*settings[LAYOUT])
         own = {field.name: settings[field.name] for field in dataclasses.fields(NetworkConfig)}
         self.net = CompactionNet(NetworkConfig(**own))
-        self._distribution = type("SizedMoveDistribution", (MoveDistribution,), {"num_destinations": self.layout.num_destinations})
+        self._distribution = type(
+            "SizedMoveDistribution", (MoveDistribution,), {"num_destinations": self.layout.num_destinations}
+        )
 
     def _obs(self, batch: dict[str, Any]) -> Obs:
         return self.layout.split(batch[Columns.OBS])

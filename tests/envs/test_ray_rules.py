@@ -13,7 +13,7 @@ from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve._private.deployment_scheduler import AvailableNodeResources, DeploymentScheduler, RequestedResources
 from ray.serve.config import AutoscalingConfig
 
-from rayfold.envs.placement import next_to_stop, pack_node
+from rayfold.envs.placement import pack_node, replicas_to_stop
 from rayfold.envs.replica_autoscaler import decide_target
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from tests.envs.clusters import random_state
@@ -77,6 +77,7 @@ def test_decide_target_is_rays_default_policy(seed: int) -> None:
                 config.get_upscaling_factor(),
                 config.get_downscaling_factor(),
                 config.upscale_delay_s,
+                config.downscale_delay_s,
                 config.downscale_delay_s,
                 low,
                 high,
@@ -152,7 +153,7 @@ def test_pack_node_is_rays_choice() -> None:
                 required_labels_list=labels,
                 node_labels={n: NodeInfo(state).get_node_labels(n) for n in room},
             )
-            ours = pack_node(spec.arrays, st, state.now_s, d)
+            ours = pack_node(spec.arrays, st, state.now_s, d, st.node_num_held > 0)
             assert (None if ours < 0 else str(ours)) == rays or tie(room, ours, rays, held), (seed, d, ours, rays)
             chosen += ours >= 0
     assert chosen > 200
@@ -181,7 +182,7 @@ def test_next_to_stop_is_rays_choice() -> None:
             if not len(rows):
                 continue
             rays = scheduler._get_replicas_to_stop(DeploymentID(name=deployment.name, app_name=deployment.app), 1)
-            ours = int(next_to_stop(st, d, serial))
+            ours = int(replicas_to_stop(state.spec.arrays, st, d, 1, serial)[0])
             first = int(next(iter(rays)).unique_id)
             compared += 1
             assert ours == first or stop_key(state, ours) == stop_key(state, first), (seed, d)

@@ -82,7 +82,8 @@ def random_moves(sim: Simulator, rng: np.random.Generator) -> None:
         view = sim.view
         shape = (len(view.arrays.node_type), spec.num_deployments)
         source, destination = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        move_masks(spec.arrays, view.arrays, view.now_s, LIMITS, source, destination)
+        new_node = np.zeros((len(spec.node_types), spec.num_deployments), np.float32)
+        move_masks(spec.arrays, view.arrays, view.now_s, LIMITS, source, destination, new_node)
         cells = np.argwhere(source > 0)
         if not len(cells):
             return
@@ -107,7 +108,7 @@ def test_conservation_under_random_moves_and_load(seed: int, packs: bool) -> Non
     for t in range(num_steps):
         if t % 20 == 0:
             level = rng.uniform(0, 10, spec.num_deployments)
-        traffic.ongoing[t] = traffic.ongoing_lookback[t] = traffic.ongoing_slow[t] = level
+        traffic.ongoing[traffic.num_before + t] = level
     sim = Simulator(initial_state(spec, traffic, rng), traffic, LIMITS, rng)
     price = spec.arrays.type_price_usd_per_h
     node_usd = 0.0
