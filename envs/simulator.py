@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayfold.envs.bound import bound_usd_per_h
+from rayfold.envs.cluster import SpecArrays
+from rayfold.envs.devices import EPS
 from rayfold.envs.dynamics import fresh_tally, launch_move, step
 from rayfold.envs.evacuation import new_workspace
 from rayfold.envs.hidden import LOG_CANCELLED, NUM_ENDED, Hidden, constants_of, fresh_hidden
@@ -210,7 +212,7 @@ def _draw_hidden(state: ClusterState, st: StateArrays, traffic: Traffic, rng: np
             hidden.node_end_s[n] = now_s + spec.type_notice_s[t]
         if st.node_others[n].any() and spec.type_other_work_prob[t] > 0.0:
             hidden.node_work_until_s[n] = now_s + rng.uniform(*spec.type_other_work_s[t])
-            hidden.node_work_gpus[n] = _devices_of_others(st, n, int(spec.type_num_gpus[t]))
+            hidden.node_work_gpus[n] = _devices_of_others(spec, st, n, int(spec.type_num_gpus[t]))
     for phase, times_s in ((ReplicaPhase.STARTING, spec.startup_s), (ReplicaPhase.STOPPING, spec.drain_s)):
         for r in np.flatnonzero(st.replica_phase == phase):
             due_s = st.replica_since_s[r] + rng.uniform(*times_s[st.replica_deployment[r]])
@@ -220,10 +222,20 @@ def _draw_hidden(state: ClusterState, st: StateArrays, traffic: Traffic, rng: np
     return hidden
 
 
-def _devices_of_others(st: StateArrays, n: int, num_gpus: int) -> int:
-    """Bit mask of the devices of ``n`` that are in use and held by no replica."""
-    held = 0
-    for r in np.flatnonzero(st.replica_node == n):
-        held |= int(np.bitwise_or.reduce(st.replica_gpus[r]))
-    used: NDArray[np.int64] = np.flatnonzero(st.gpu_free[n, :num_gpus] < 1.0)
-    return sum(1 << int(g) for g in used) & ~held
+def _devices_of_others(spec: SpecArrays, st: StateArrays, n: int, num_gpus: int) -> int:
+    """Bit mask of the devices of ``n`` of which replicas hold less than is in use."""
+    used: NDArray[np.float64] = 1.0 - st.gpu_free[n, :num_gpus]
+    for r in np.flatnonzero(st.replica_phase != ReplicaPhase.EMPTY):
+        used -= _held_by(spec, st, int(r), n, num_gpus)
+    return sum(1 << int(g) for g in np.flatnonzero(used > EPS))
+
+
+def _held_by(spec: SpecArrays, st: StateArrays, r: int, n: int, num_gpus: int) -> NDArray[np.float64]:
+    """``(num_gpus,)`` share of each device of ``n`` that replica ``r`` holds."""
+    d, shares = st.replica_deployment[r], np.zeros(num_gpus)
+    for j, mask in enumerate(st.replica_gpus[r]):
+        node = st.replica_bundle_node[r, j] if st.replica_spans[r] else st.replica_node[r]
+        asked = spec.demand[d, 0] if spec.sums_gpus[d] and not st.replica_spans[r] else spec.bundle[d, j, 0]
+        if node == n:
+            shares += min(1.0, asked) * ((int(mask) >> np.arange(num_gpus)) & 1)
+    return shares
