@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rayfold.envs.batch import World
 from rayfold.envs.encoding import encode_state
 from rayfold.envs.initial_state import initial_state
 from rayfold.envs.layout import ObsLayout
@@ -118,6 +119,10 @@ class Episode:
             num_moves=num_moves,
             truncated=sim.num_steps_left < self.steps_per_tick,
         )
+
+    def world(self) -> World:
+        """For ``batch.step_batch``; valid as long as the episode is."""
+        return self.simulator.world(self.layout, self.steps_per_tick)
 
     def encode(self, dt_intervals: float, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """The observation: ``(layout.size,)`` float32."""

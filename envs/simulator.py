@@ -7,10 +7,12 @@ is drawn beforehand and does not depend on what the policy does.
 import numpy as np
 from numpy.typing import NDArray
 
+from rayfold.envs.batch import World
 from rayfold.envs.bound import bound_usd_per_h
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import EPS
 from rayfold.envs.dynamics import fresh_tally, launch_move, step
+from rayfold.envs.encoding import encoder_constants
 from rayfold.envs.evacuation import new_workspace
 from rayfold.envs.hidden import LOG_CANCELLED, NUM_ENDED, Hidden, constants_of, fresh_hidden
 from rayfold.envs.initial_state import num_replica_rows
@@ -27,6 +29,7 @@ from rayfold.errors import ExecutorError
 
 __all__ = ["Simulator"]
 
+_LIMIT_TYPES = tuple(type(value) for value in Limits())  # a kernel is compiled for each combination of types
 _ENDS = (MovePhase.DONE, MovePhase.FAILED, MovePhase.CANCELLED)  # by LOG_DONE, LOG_FAILED, LOG_CANCELLED
 
 
@@ -50,7 +53,8 @@ class Simulator:
         *,
         skips_quiet_steps: bool = True,
     ) -> None:
-        self.spec, self.traffic, self.limits = state.spec, traffic, limits
+        self.spec, self.traffic = state.spec, traffic
+        self.limits = Limits(*(kind(value) for kind, value in zip(_LIMIT_TYPES, limits, strict=True)))
         st, spec = state.arrays, state.spec
         self._arrays = st.with_rows(
             spec, max(0, spec.max_nodes - len(st.node_type)), max(0, num_replica_rows(spec) - len(st.replica_phase))
@@ -174,6 +178,26 @@ class Simulator:
         )
         self._read_ended()
         return int(started)
+
+    def world(self, layout: ObsLayout, steps_per_tick: int) -> World:
+        """The simulator's own arrays for ``batch.step_batch``; valid as long as the simulator is."""
+        return World(
+            spec=self.spec.arrays,
+            st=self._arrays,
+            hidden=self._hidden,
+            tally=self._tally,
+            work=self._work,
+            const=self._const,
+            limits=self.limits,
+            encoder=encoder_constants(self.spec),
+            layout=layout,
+            steps_per_tick=steps_per_tick,
+            clock=self._clock,
+            ongoing=self.traffic.ongoing,
+            window=self.traffic.window,
+            tokens_per_ongoing_s=self.traffic.tokens_per_ongoing_s,
+            ledger=self._ledger,
+        )
 
     def phase(self, move_id: str) -> MovePhase:
         """Where the move is (``Executor``)."""

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from rayfold.envs.cluster import ClusterSpec, SchedulingStrategy
 from rayfold.envs.bound import bound_usd_per_h
-from rayfold.envs.node_life import UNDONE_WINDOW_S, match_release
+from rayfold.envs.cluster import ClusterSpec, SchedulingStrategy
+from rayfold.envs.initial_state import initial_state
 from rayfold.envs.ledger import Entry, Ledger
 from rayfold.envs.moves import Move
+from rayfold.envs.node_life import UNDONE_WINDOW_S, match_release
 from rayfold.envs.safety import Limits, check_move
-from rayfold.envs.initial_state import initial_state
 from rayfold.envs.simulator import Simulator
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from rayfold.envs.transition import with_move

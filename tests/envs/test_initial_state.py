@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from rayfold.envs.cluster import SchedulingStrategy
+from rayfold.envs.initial_state import initial_state
 from rayfold.envs.moves import Move
 from rayfold.envs.safety import Limits
-from rayfold.envs.initial_state import initial_state
 from rayfold.envs.simulator import Simulator
 from rayfold.envs.state import NodePhase, ReplicaPhase
 from rayfold.envs.transition import with_move

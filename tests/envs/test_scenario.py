@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from rayfold.envs.cluster import PlacementGroupStrategy
+from rayfold.envs.initial_state import initial_state
 from rayfold.envs.scenario import Scenario, Split, load_scenario
 from rayfold.envs.scenario_file import shipped_scenarios
-from rayfold.envs.initial_state import initial_state
 from rayfold.envs.simulator import Simulator
 from rayfold.envs.state import NodePhase
 from rayfold.errors import InputError

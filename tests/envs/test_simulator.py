@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st_
 
 from rayfold.envs.cluster import ClusterSpec, SchedulingStrategy
+from rayfold.envs.initial_state import initial_state
 from rayfold.envs.ledger import Entry
 from rayfold.envs.moves import Move, MovePhase
 from rayfold.envs.safety import Limits, movable_replica, move_masks
-from rayfold.envs.initial_state import initial_state
 from rayfold.envs.simulator import Simulator
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from rayfold.errors import ExecutorError
