@@ -30,6 +30,7 @@ __all__ = [
     "add_pending",
     "drop_move",
     "finish_replicas",
+    "is_on_draining_node",
     "migrate_replica",
     "new_serial",
     "place_pending",
@@ -142,12 +143,13 @@ def drop_move(
         hidden.node_moves_out[st.replica_node[source]] -= 1
         ledger[_CANCELLED if how == LOG_CANCELLED else _FAILED] += 1
     cancel_move(spec, st, now_s, row)
-    if st.replica_phase[source] == _RUNNING and _is_on_draining_node(st, source):
+    if st.replica_phase[source] == _RUNNING and is_on_draining_node(st, source):
         migrate_replica(st, hidden, now_s, source)
 
 
 @njit(cache=True)
-def _is_on_draining_node(st: StateArrays, r: int) -> bool:
+def is_on_draining_node(st: StateArrays, r: int) -> bool:
+    """Whether a node that replica ``r`` is on will be interrupted."""
     if st.node_phase[st.replica_node[r]] == _DRAINING:
         return True
     if st.replica_spans[r]:

@@ -21,7 +21,7 @@ from rayfold.envs.ledger import Ledger
 from rayfold.envs.moves import Move, MovePhase
 from rayfold.envs.node_life import plan_life
 from rayfold.envs.process import NOW_S, ROW, act
-from rayfold.envs.replica_life import drop_move
+from rayfold.envs.replica_life import drop_move, is_on_draining_node, migrate_replica
 from rayfold.envs.safety import Limits, check_move
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
 from rayfold.envs.traffic import Traffic
@@ -61,6 +61,7 @@ class Simulator:
         )
         self._const = constants_of(spec, limits.fence_s, skips_quiet_steps=skips_quiet_steps)
         self._hidden = _draw_hidden(state, self._arrays, traffic, rng)
+        _ask_replacements(self._arrays, self._hidden, state.now_s)
         self._work = new_workspace(self._arrays)
         self._tally = fresh_tally(spec.num_deployments)
         self._clock = np.array([state.now_s, traffic.num_before], np.float64)  # now, next row of the traffic
@@ -244,6 +245,16 @@ def _draw_hidden(state: ClusterState, st: StateArrays, traffic: Traffic, rng: np
     moving = np.flatnonzero((st.replica_phase == ReplicaPhase.RUNNING) & (st.replica_peer >= 0))
     np.add.at(hidden.node_moves_out, st.replica_node[moving], 1)
     return hidden
+
+
+def _ask_replacements(st: StateArrays, hidden: Hidden, now_s: float) -> None:
+    """What Serve is about to replace gets its replacement: a snapshot shows a migration before it shows that."""
+    for r in map(int, np.flatnonzero(st.replica_phase == ReplicaPhase.RUNNING)):
+        is_asked_for = st.replica_peer[r] == r
+        if is_asked_for:
+            st.replica_peer[r] = -1
+        if is_asked_for or (st.replica_peer[r] < 0 and is_on_draining_node(st, r)):
+            migrate_replica(st, hidden, now_s, r)
 
 
 def _devices_of_others(spec: SpecArrays, st: StateArrays, n: int, num_gpus: int) -> int:

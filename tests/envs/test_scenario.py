@@ -93,7 +93,9 @@ def test_episodes_stay_within_their_days(tmp_path: Path, split: Split, first_day
     for seed in range(60):
         traffic = scenario.sample(np.random.default_rng(seed), split)
         assert traffic.num_steps == 1440
-        hourly = traffic.ongoing[traffic.num_before :, 0].reshape(24, 60).mean(1)  # about the bin number + 1, +- sqrt(338 / 60)
+        hourly = (
+            traffic.ongoing[traffic.num_before :, 0].reshape(24, 60).mean(1)
+        )  # about the bin number + 1, +- sqrt(338 / 60)
         first = round(float(np.mean(hourly - np.arange(24))) - 1)
         np.testing.assert_allclose(hourly, first + 1 + np.arange(24), atol=5 * np.sqrt(400 / 60))
         firsts.append(first)

@@ -16,6 +16,7 @@ from rayfold.envs.simulator import Simulator
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from rayfold.errors import ExecutorError
 from tests.envs.clusters import add_node, add_replica, constant_traffic, empty_state, small_spec, varying_traffic
+from tests.envs.conservation import check_conserved, running_counts
 
 LIMITS = Limits(max_concurrent_moves=3, deployment_cooldown_s=0.0, fence_s=300.0)
 ONE, TWO, HALF, SINGLE, GOLDEN, FIXED = range(6)
@@ -27,52 +28,12 @@ def simulator(state: ClusterState, ongoing: dict[str, float], num_steps: int = 4
     return Simulator(state, traffic, LIMITS, np.random.default_rng(seed))
 
 
-def check_conserved(state: ClusterState) -> None:
-    """Free and held resources add up to the node, per resource and device; phases and links are consistent."""
-    st, spec = state.arrays, state.spec.arrays
-    for n in range(len(st.node_type)):
-        rows = np.flatnonzero(st.replica_node == n)
-        if st.node_phase[n] == NodePhase.ABSENT:
-            assert len(rows) == 0
-            continue
-        held = spec.demand[st.replica_deployment[rows]].sum(0)
-        capacity = spec.type_capacity[st.node_type[n]]
-        np.testing.assert_allclose(st.node_free[n] + held + st.node_others[n], capacity, atol=1e-6)
-        assert (st.node_free[n] >= -1e-6).all()
-        devices = np.zeros(st.gpu_free.shape[1])
-        for r in rows:
-            mask, gpus = int(st.replica_gpus[r]), spec.demand[st.replica_deployment[r], 0]
-            share = gpus if gpus < 1 else 1.0
-            held_here = [g for g in range(len(devices)) if (mask >> g) & 1]
-            assert len(held_here) * share == pytest.approx(gpus)
-            devices[held_here] += share
-        present = np.arange(len(devices)) < spec.type_num_gpus[st.node_type[n]]
-        np.testing.assert_allclose(st.gpu_free[n], np.where(present, 1.0 - devices, 0.0), atol=1e-6)
-        assert (devices <= 1 + 1e-6).all()
-        assert np.isinf(st.node_idle_since_s[n]) == (len(rows) > 0)
-    empty = st.replica_phase == ReplicaPhase.EMPTY
-    assert (st.replica_deployment[empty] == -1).all()
-    assert ((st.replica_node >= 0) == (st.replica_phase >= ReplicaPhase.STARTING)).all()
-    for r in np.flatnonzero(st.replica_peer >= 0):
-        assert st.replica_peer[st.replica_peer[r]] == r
-        assert {int(st.replica_phase[r]), int(st.replica_phase[st.replica_peer[r]])} == {
-            ReplicaPhase.STARTING,
-            ReplicaPhase.RUNNING,
-        }
-
-
 def replica_counts(state: ClusterState) -> np.ndarray:
     """Replicas that count against the target: ``(D,)``. A replacement does not."""
     st = state.arrays
     live = (st.replica_phase >= ReplicaPhase.PENDING) & (st.replica_phase <= ReplicaPhase.RUNNING)
     live &= ~((st.replica_peer >= 0) & (st.replica_phase == ReplicaPhase.STARTING))
     return np.bincount(st.replica_deployment[live], minlength=state.spec.num_deployments)
-
-
-def running_counts(state: ClusterState) -> np.ndarray:
-    """Replicas that serve: ``(D,)``."""
-    is_running = state.arrays.replica_phase == ReplicaPhase.RUNNING
-    return np.bincount(state.arrays.replica_deployment[is_running], minlength=state.spec.num_deployments)
 
 
 def random_moves(sim: Simulator, rng: np.random.Generator) -> None:

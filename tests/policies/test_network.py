@@ -112,9 +112,7 @@ def test_absent_rows_change_nothing() -> None:
     source_larger = torch.full((BATCH,), 1 + 2 * 6 + 1)
     destinations = net.destination_logits(larger, enc_larger, source_larger)
     assert (destinations[:, [6, 7, 8, 12]] == MASKED).all()
-    torch.testing.assert_close(
-        destinations[:, [0, 1, 2, 3, 4, 5, 9, 10, 11]], net.destination_logits(obs, enc, source)
-    )
+    torch.testing.assert_close(destinations[:, [0, 1, 2, 3, 4, 5, 9, 10, 11]], net.destination_logits(obs, enc, source))
 
 
 def test_the_order_matters_where_it_should() -> None:
