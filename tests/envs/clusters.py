@@ -137,7 +137,7 @@ def constant_traffic(spec: ClusterSpec, ongoing: dict[str, float], num_steps: in
 
 
 def varying_traffic(spec: ClusterSpec, ongoing: Mapping[str, ArrayLike], num_steps: int) -> Traffic:
-    """Offered load step by step, 0 where not named; metrics look back on one step only, so that they show it at once."""
+    """Offered load step by step, 0 where not named; metrics look back on one step only: they show it at once."""
     steps = np.zeros((num_steps, spec.num_deployments))
     for d, deployment in enumerate(spec.deployments):
         steps[:, d] = ongoing.get(deployment.name, 0.0)

@@ -10,7 +10,7 @@ __all__ = ["check_conserved", "check_simulator", "holdings", "running_counts"]
 
 
 def holdings(state: ClusterState, r: int) -> list[tuple[int, float, np.ndarray, int]]:
-    """What replica ``r`` holds: node, GPUs, ``(K,)`` resources and device bits, by bundle where it has devices by it."""
+    """What replica ``r`` holds: node, GPUs, ``(K,)`` resources, device bits; by bundle where devices are held by it."""
     st, spec = state.arrays, state.spec.arrays
     d, n = int(st.replica_deployment[r]), int(st.replica_node[r])
     if n < 0:
