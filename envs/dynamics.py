@@ -199,8 +199,11 @@ def step(
             is_stale = True
         if scale_replicas(spec, st, hidden, now_s, tally.running, tally.live, ledger):
             is_stale = True
-        if not is_stale and const.skips_quiet_steps:
+        # What happened between the calls, a move given up for one, may have made room for a pending replica.
+        is_first = i == row and tally.rows[1] > 0
+        if not is_stale and not is_first and const.skips_quiet_steps:
             continue
+        is_stale = True
         _count_replicas(spec, st, hidden, tally)
         if tally.rows[1] > 0:
             place_pending(spec, st, hidden, const, now_s, ledger)
@@ -233,7 +236,5 @@ def launch_move(
         return row
     launched = st.replica_pinned_node[row]
     is_missing = is_out_of_stock(spec, hidden, now_s, n - num_nodes, ledger)
-    book_launch(spec, st, hidden, now_s, launched, ledger)
-    if is_missing:
-        hidden.node_end_s[launched] = hidden.node_ready_s[launched]
+    book_launch(spec, st, hidden, now_s, launched, is_missing, ledger)
     return row

@@ -125,6 +125,7 @@ def _settle(spec: SpecArrays, st: StateArrays, r: int) -> None:
             st.node_held[n, d] += 1
             st.node_num_held[n] += 1
             st.node_idle_since_s[n] = np.inf
+            st.node_fenced_until_s[n] = -np.inf  # the group fits nowhere else: the fence yields
     if not st.replica_spans[r]:
         for j in range(spec.num_bundles[d]):
             st.replica_bundle_node[r, j] = -1

@@ -85,7 +85,7 @@ def _fill(
 
 @njit(cache=True)
 def _waiting(spec: SpecArrays, st: StateArrays) -> _Items:
-    """Pending replicas that no node is being launched for; bundle by bundle where no node type holds them whole."""
+    """Pending replicas that no node is being launched for; bundle by bundle those that may and have to span nodes."""
     num_types = spec.type_capacity.shape[0]
     num_items, max_bundles = 0, spec.bundle.shape[1]
     deployment = np.empty(st.replica_phase.shape[0] * max_bundles, np.int64)
@@ -94,7 +94,7 @@ def _waiting(spec: SpecArrays, st: StateArrays) -> _Items:
         if st.replica_phase[r] != _PENDING or st.replica_pinned_node[r] >= 0:
             continue
         d = st.replica_deployment[r]
-        is_whole = False
+        is_whole = not spec.can_span[d]
         for t in range(num_types):
             is_whole = is_whole or spec.fits_type[d, t]
         for j in range(1 if is_whole else spec.num_bundles[d]):

@@ -200,7 +200,7 @@ def scale_nodes(
             n = add_node(spec, st, t, _BOOTING, now_s)
             if n < 0:
                 break
-            book_launch(spec, st, hidden, now_s, n, ledger)
+            book_launch(spec, st, hidden, now_s, n, False, ledger)
             has_changed = True
     return has_changed
 
@@ -219,11 +219,23 @@ def is_out_of_stock(spec: SpecArrays, hidden: Hidden, now_s: float, t: int, ledg
 
 @njit(cache=True)
 def book_launch(
-    spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, n: int, ledger: NDArray[np.float64]
+    spec: SpecArrays,
+    st: StateArrays,
+    hidden: Hidden,
+    now_s: float,
+    n: int,
+    is_missing: bool,
+    ledger: NDArray[np.float64],
 ) -> None:
-    """Draws the boot and the life of the node just launched in row ``n`` and enters it in the ledger."""
+    """Draws the boot and the life of the node just launched in row ``n`` and enters it in the ledger.
+
+    One that ``is_missing`` ends when its boot does; it is no launch to the ledger.
+    """
     t = st.node_type[n]
     plan_life(spec, st, hidden, n, now_s + uniform(hidden.stream, spec.type_boot_s[t, 0], spec.type_boot_s[t, 1]))
+    if is_missing:
+        hidden.node_end_s[n] = hidden.node_ready_s[n]
+        return
     ledger[_LAUNCHED] += 1
     match_release(hidden, now_s, t, ledger)
 

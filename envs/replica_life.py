@@ -30,6 +30,7 @@ __all__ = [
     "add_pending",
     "drop_move",
     "finish_replicas",
+    "is_on_draining_node",
     "migrate_replica",
     "new_serial",
     "place_pending",
@@ -37,7 +38,7 @@ __all__ = [
     "start_move",
 ]
 
-_ALIVE, _BOOTING = int(NodePhase.ALIVE), int(NodePhase.BOOTING)
+_ALIVE, _BOOTING, _DRAINING = int(NodePhase.ALIVE), int(NodePhase.BOOTING), int(NodePhase.DRAINING)
 _PENDING, _STARTING = int(ReplicaPhase.PENDING), int(ReplicaPhase.STARTING)
 _RUNNING, _STOPPING = int(ReplicaPhase.RUNNING), int(ReplicaPhase.STOPPING)
 _DISRUPTION_USD, _COLD_START_GPU_H = int(Entry.DISRUPTION_USD), int(Entry.COLD_START_GPU_H)
@@ -133,12 +134,30 @@ def start_move(
 def drop_move(
     spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, row: int, how: int, ledger: NDArray[np.float64]
 ) -> None:
-    """Ends a move, or Serve's own migration, by giving up its replacement in ``row``; the old replica stays."""
+    """Ends a move, or Serve's own migration, by giving up its replacement in ``row``; the old replica stays.
+
+    If that runs on a node that drains, Serve asks for another replacement.
+    """
     source = st.replica_peer[row]
     if end_move(hidden, source, how):
         hidden.node_moves_out[st.replica_node[source]] -= 1
         ledger[_CANCELLED if how == LOG_CANCELLED else _FAILED] += 1
     cancel_move(spec, st, now_s, row)
+    if st.replica_phase[source] == _RUNNING and is_on_draining_node(st, source):
+        migrate_replica(st, hidden, now_s, source)
+
+
+@njit(cache=True)
+def is_on_draining_node(st: StateArrays, r: int) -> bool:
+    """Whether a node that replica ``r`` is on will be interrupted."""
+    if st.node_phase[st.replica_node[r]] == _DRAINING:
+        return True
+    if st.replica_spans[r]:
+        for j in range(st.replica_bundle_node.shape[1]):
+            n = st.replica_bundle_node[r, j]
+            if n >= 0 and st.node_phase[n] == _DRAINING:
+                return True
+    return False
 
 
 @njit(cache=True)
@@ -247,9 +266,10 @@ def scale_replicas(
             if st.replica_phase[r] != _RUNNING:
                 let_go(spec, st, r, now_s)
                 continue
-            if st.replica_peer[r] >= 0:
-                drop_move(spec, st, hidden, now_s, st.replica_peer[r], LOG_CANCELLED, ledger)
-            _drain(spec, st, hidden, now_s, r)
+            replacement = st.replica_peer[r]
+            _drain(spec, st, hidden, now_s, r)  # first, so that it is not migrated again
+            if replacement >= 0:
+                drop_move(spec, st, hidden, now_s, replacement, LOG_CANCELLED, ledger)
     return has_changed
 
 

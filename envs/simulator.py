@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from rayfold.envs.batch import World
 from rayfold.envs.bound import bound_usd_per_h
+from rayfold.envs.cluster import SpecArrays
+from rayfold.envs.devices import EPS
 from rayfold.envs.dynamics import fresh_tally, launch_move, step
 from rayfold.envs.encoding import encoder_constants
 from rayfold.envs.evacuation import new_workspace
@@ -19,7 +21,7 @@ from rayfold.envs.ledger import Ledger
 from rayfold.envs.moves import Move, MovePhase
 from rayfold.envs.node_life import plan_life
 from rayfold.envs.process import NOW_S, ROW, act
-from rayfold.envs.replica_life import drop_move
+from rayfold.envs.replica_life import drop_move, is_on_draining_node, migrate_replica
 from rayfold.envs.safety import Limits, check_move
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
 from rayfold.envs.traffic import Traffic
@@ -59,6 +61,7 @@ class Simulator:
         )
         self._const = constants_of(spec, limits.fence_s, skips_quiet_steps=skips_quiet_steps)
         self._hidden = _draw_hidden(state, self._arrays, traffic, rng)
+        _ask_replacements(self._arrays, self._hidden, state.now_s)
         self._work = new_workspace(self._arrays)
         self._tally = fresh_tally(spec.num_deployments)
         self._clock = np.array([state.now_s, traffic.num_before], np.float64)  # now, next row of the traffic
@@ -234,7 +237,7 @@ def _draw_hidden(state: ClusterState, st: StateArrays, traffic: Traffic, rng: np
             hidden.node_end_s[n] = now_s + spec.type_notice_s[t]
         if st.node_others[n].any() and spec.type_other_work_prob[t] > 0.0:
             hidden.node_work_until_s[n] = now_s + rng.uniform(*spec.type_other_work_s[t])
-            hidden.node_work_gpus[n] = _devices_of_others(st, n, int(spec.type_num_gpus[t]))
+            hidden.node_work_gpus[n] = _devices_of_others(spec, st, n, int(spec.type_num_gpus[t]))
     for phase, times_s in ((ReplicaPhase.STARTING, spec.startup_s), (ReplicaPhase.STOPPING, spec.drain_s)):
         for r in np.flatnonzero(st.replica_phase == phase):
             due_s = st.replica_since_s[r] + rng.uniform(*times_s[st.replica_deployment[r]])
@@ -244,10 +247,30 @@ def _draw_hidden(state: ClusterState, st: StateArrays, traffic: Traffic, rng: np
     return hidden
 
 
-def _devices_of_others(st: StateArrays, n: int, num_gpus: int) -> int:
-    """Bit mask of the devices of ``n`` that are in use and held by no replica."""
-    held = 0
-    for r in np.flatnonzero(st.replica_node == n):
-        held |= int(np.bitwise_or.reduce(st.replica_gpus[r]))
-    used: NDArray[np.int64] = np.flatnonzero(st.gpu_free[n, :num_gpus] < 1.0)
-    return sum(1 << int(g) for g in used) & ~held
+def _ask_replacements(st: StateArrays, hidden: Hidden, now_s: float) -> None:
+    """What Serve is about to replace gets its replacement: a snapshot shows a migration before it shows that."""
+    for r in map(int, np.flatnonzero(st.replica_phase == ReplicaPhase.RUNNING)):
+        is_asked_for = st.replica_peer[r] == r
+        if is_asked_for:
+            st.replica_peer[r] = -1
+        if is_asked_for or (st.replica_peer[r] < 0 and is_on_draining_node(st, r)):
+            migrate_replica(st, hidden, now_s, r)
+
+
+def _devices_of_others(spec: SpecArrays, st: StateArrays, n: int, num_gpus: int) -> int:
+    """Bit mask of the devices of ``n`` of which replicas hold less than is in use."""
+    used: NDArray[np.float64] = 1.0 - st.gpu_free[n, :num_gpus]
+    for r in np.flatnonzero(st.replica_phase != ReplicaPhase.EMPTY):
+        used -= _held_by(spec, st, int(r), n, num_gpus)
+    return sum(1 << int(g) for g in np.flatnonzero(used > EPS))
+
+
+def _held_by(spec: SpecArrays, st: StateArrays, r: int, n: int, num_gpus: int) -> NDArray[np.float64]:
+    """``(num_gpus,)`` share of each device of ``n`` that replica ``r`` holds."""
+    d, shares = st.replica_deployment[r], np.zeros(num_gpus)
+    for j, mask in enumerate(st.replica_gpus[r]):
+        node = st.replica_bundle_node[r, j] if st.replica_spans[r] else st.replica_node[r]
+        asked = spec.demand[d, 0] if spec.sums_gpus[d] and not st.replica_spans[r] else spec.bundle[d, j, 0]
+        if node == n:
+            shares += min(1.0, asked) * ((int(mask) >> np.arange(num_gpus)) & 1)
+    return shares

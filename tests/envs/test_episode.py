@@ -163,7 +163,7 @@ def test_layout_holds_the_largest_of_several() -> None:
     scenarios = [load_scenario(name, synthetic=True) for name in ("smoke", "low_scale", "two_node")]
     sizes = [scenario_layout(s) for s in scenarios]
     assert len(set(sizes)) > 1
-    assert scenario_layout(*scenarios) == ObsLayout(max(s[0] for s in sizes), max(s[1] for s in sizes))
+    assert scenario_layout(*scenarios) == ObsLayout(*(max(s[i] for s in sizes) for i in range(3)))
 
 
 def test_padding_does_not_change_the_world(smoke: Scenario) -> None:

@@ -31,6 +31,8 @@ def planned(state: ClusterState, node: int) -> tuple[int, dict[int, int]]:
 def by_single_moves(state: ClusterState, node: int) -> dict[int, int] | None:
     """The second route: one allowed move after another, each to the occupied node that has least left."""
     st = state.arrays
+    if st.node_is_head[node] or not st.node_releasable[node]:
+        return None  # nothing may leave it, whether it holds anything or not
     occupied = {int(n) for n in st.replica_node if n >= 0 and n != node}
     here = np.flatnonzero((st.replica_node == node) & (st.replica_phase != ReplicaPhase.STOPPING))
     demand = state.spec.arrays.demand[st.replica_deployment]
