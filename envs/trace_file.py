@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from rayfold.errors import InputError
 
-__all__ = ["GAP_FILE", "Trace", "read_trace"]
+__all__ = ["GAP_FILE", "MAX_CELLS", "Trace", "read_trace"]
 
 GAP_FILE = "servegen_gap_windows.csv"
 _COLUMNS = ("t_s", "series_id", "requests", "input_tokens", "output_tokens")
 _BIN_IN_NAME = re.compile(r"_(\d+)s\.csv(\.gz)?$")
-_MAX_CELLS = 50_000_000  # S * B; three float64 arrays of this size are 1.2 GB
+MAX_CELLS = 50_000_000  # S * B; three float64 arrays of this size are 1.2 GB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,9 +89,9 @@ def read_trace(path: Path) -> Trace:
     row_of = {name: i for i, name in enumerate(series_ids)}
     series = np.array([row_of[name] for name in names], np.int64)
     shape = (len(series_ids), int(bins.max()) + 1)
-    if shape[0] * shape[1] > _MAX_CELLS:
+    if shape[0] * shape[1] > MAX_CELLS:
         last = int(bins.argmax())
-        _fail(path, table, last, f"at most {_MAX_CELLS} series x bins", f"{shape[0]} x {shape[1]}")
+        _fail(path, table, last, f"at most {MAX_CELLS} series x bins", f"{shape[0]} x {shape[1]}")
     _check_unique(path, table, series * shape[1] + bins)
     dense = []
     for name in ("requests", "input_tokens", "output_tokens"):
@@ -164,11 +164,11 @@ def _amounts(path: Path, table: _Table, column: str, *, is_blank_allowed: bool) 
 def _bin_numbers(path: Path, table: _Table, column: str, bin_s: float) -> NDArray[np.int64]:
     """A column of times as bin numbers."""
     times_s = _amounts(path, table, column, is_blank_allowed=False)
-    off = np.flatnonzero((times_s % bin_s != 0) | (times_s / bin_s >= _MAX_CELLS))
+    off = np.flatnonzero((times_s % bin_s != 0) | (times_s / bin_s >= MAX_CELLS))
     if off.size:
         expected = f"{column} as a multiple of the bin width {bin_s:g} s"
         if times_s[off[0]] % bin_s == 0:
-            expected = f"{column} below {_MAX_CELLS * bin_s:g}"
+            expected = f"{column} below {MAX_CELLS * bin_s:g}"
         _fail(path, table, int(off[0]), expected, table.columns[column][off[0]])
     return (times_s / bin_s).astype(np.int64)
 
