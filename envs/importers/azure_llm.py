@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rayfold.envs.importers.counts import Count
-from rayfold.envs.importers.text import Row, amount, csv_rows, series_name
+from rayfold.envs.text_file import Row, amount, csv_rows, series_name
 from rayfold.errors import InputError
 
 __all__ = ["read_azure_llm"]

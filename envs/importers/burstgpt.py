@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rayfold.envs.importers.counts import Count
-from rayfold.envs.importers.text import Row, amount, csv_rows
+from rayfold.envs.text_file import Row, amount, csv_rows
 from rayfold.errors import InputError
 
 __all__ = ["read_burstgpt"]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rayfold.envs.importers.counts import Count
-from rayfold.envs.importers.text import MAX_AMOUNT, parse_json, series_name, text_lines
+from rayfold.envs.text_file import MAX_AMOUNT, parse_json, series_name, text_lines
 from rayfold.errors import InputError
 
 __all__ = ["read_mooncake"]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rayfold.envs.importers.counts import Count
-from rayfold.envs.importers.text import MAX_AMOUNT, parse_json, text_lines, to_amount
+from rayfold.envs.text_file import MAX_AMOUNT, parse_json, text_lines, to_amount
 from rayfold.errors import InputError
 
 __all__ = ["read_prometheus"]

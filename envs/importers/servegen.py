@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rayfold.envs.importers.counts import Count
-from rayfold.envs.importers.text import amount, csv_rows, parse_json, text_lines, to_amount
+from rayfold.envs.text_file import amount, csv_rows, parse_json, text_lines, to_amount
 from rayfold.errors import InputError
 
 __all__ = ["WINDOW_S", "read_servegen"]

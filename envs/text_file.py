@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from rayfold.errors import InputError
 
-__all__ = ["Row", "amount", "csv_rows", "parse_json", "series_name", "text_lines", "to_amount"]
+__all__ = ["MAX_AMOUNT", "Row", "amount", "csv_rows", "parse_json", "series_name", "text_lines", "to_amount"]
 
 MAX_AMOUNT = 1e15  # of requests or tokens in one field; sums stay exact to a thousandth
 _MAX_LINE = 1 << 20  # characters
