@@ -13,6 +13,7 @@ from rayfold.errors import InputError
 __all__ = ["Count", "bin_counts", "busiest"]
 
 _MAX_BUSY_CELLS = 5_000_000  # cells with requests, held as Python objects: about 1.5 GB
+_MAX_BINS_OF_ONE = 100_000  # that one interval is spread over
 _REQUESTS, _INPUT, _OUTPUT = range(3)
 
 
@@ -51,6 +52,7 @@ def bin_counts(counts: Iterable[Count], *, bin_s: int, path: Path, is_absolute: 
         first_bin, last_bin = min(first_bin, first), max(last_bin, last)
         if count.requests == 0:
             continue
+        _check_size(last - first, _MAX_BINS_OF_ONE, "bins for one interval", where)
         for b in range(first, last + 1):
             share = 1.0 if first == last else _overlap_s(count, b, bin_s) / count.width_s
             cell = series.get(b)

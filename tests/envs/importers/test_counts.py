@@ -53,11 +53,13 @@ def test_tokens_are_unknown_if_those_of_one_request_are() -> None:
 
 
 def test_too_much_is_refused_before_it_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both limits: bins with requests, and the dense array."""
+    """Each limit: the dense array, one interval's bins, and all bins with requests."""
     with pytest.raises(InputError, match="at least one request"):
         _bin()
     with pytest.raises(InputError, match="series x bins"):
         _bin(_count("a", 0), _count("a", 6e9))
+    with pytest.raises(InputError, match="bins for one interval"):
+        _bin(_count("a", 0, 1e9, 7))
     monkeypatch.setattr(counts_module, "_MAX_BUSY_CELLS", 3)
     with pytest.raises(InputError, match="bins with requests"):
         _bin(*(_count("a", 60 * i) for i in range(4)))
