@@ -105,7 +105,7 @@ def _count_nodes(spec: SpecArrays, st: StateArrays, hidden: Hidden, idle_timeout
     tally.sums[_NODE_DUE_S] = due_s
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _account(
     spec: SpecArrays,
     tally: Tally,
@@ -130,7 +130,7 @@ def _account(
             ledger[_UNSERVED_USD] += const.unserved_factor * spec.replica_usd_per_h[d] * unserved_replicas * hours
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _observe_load(
     st: StateArrays,
     hidden: Hidden,

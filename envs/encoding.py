@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from rayfold.envs.bound import bound_of
 from rayfold.envs.cluster import ClusterSpec, SpecArrays
-from rayfold.envs.evacuation import Workspace, move_price_usd, new_workspace, plan_evacuation, prepare
+from rayfold.envs.evacuation import Workspace, new_workspace, plan_evacuations, prepare
 from rayfold.envs.layout import DEPLOYMENT_FEATURES, GLOBAL_FEATURES, NODE_FEATURES, NODE_TYPE_FEATURES, ObsLayout
-from rayfold.envs.safety import Limits, count_nodes, move_masks
+from rayfold.envs.safety import Limits, count_nodes, move_masks, moves_in_flight
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
 
 __all__ = ["EncoderConstants", "Parts", "encode", "encode_state", "encoder_constants", "parts_of"]
@@ -121,13 +121,13 @@ def _count_replicas(
     st: StateArrays, by_deployment: NDArray[np.int64], by_node: NDArray[np.int64], occupancy: NDArray[np.float32]
 ) -> int:
     """Counts replicas: ``(D, 5)`` by phase, ``(N, 3)`` held, outgoing, incoming, and cells; returns the total."""
-    total = 0
-    for r in range(st.replica_phase.shape[0]):
-        phase = st.replica_phase[r]
+    total, phases, deployment, node, peer = 0, st.replica_phase, st.replica_deployment, st.replica_node, st.replica_peer
+    for r in range(phases.shape[0]):
+        phase = phases[r]
         if phase == 0:
             continue
-        d, n = st.replica_deployment[r], st.replica_node[r]
-        is_replacement = st.replica_peer[r] >= 0 and phase < _RUNNING
+        d, n = deployment[r], node[r]
+        is_replacement = peer[r] >= 0 and phase < _RUNNING
         if not is_replacement:
             by_deployment[d, phase] += 1
         if phase != _STOPPING:
@@ -137,7 +137,7 @@ def _count_replicas(
         by_node[n, 0] += 1
         if is_replacement:
             by_node[n, 2] += 1
-        elif st.replica_peer[r] >= 0 or phase == _STOPPING:
+        elif peer[r] >= 0 or phase == _STOPPING:
             by_node[n, 1] += 1
         if phase == _RUNNING:
             occupancy[n, d] += 1.0
@@ -149,55 +149,73 @@ def _encode_nodes(
     spec: SpecArrays,
     st: StateArrays,
     now_s: float,
-    const: EncoderConstants,
-    has_room_to_move: bool,
+    idle_timeout_s: float,
     mean_price: float,
     by_node: NDArray[np.int64],
-    work: Workspace,
-    parts: Parts,
+    out: NDArray[np.float32],
 ) -> None:
-    for n in range(st.node_type.shape[0]):
-        if st.node_phase[n] == _ABSENT:
+    # Local names: numba counts references at every access to a field.
+    node_type, phase, free, others = st.node_type, st.node_phase, st.node_free, st.node_others
+    fenced_until_s, releasable, is_head = st.node_fenced_until_s, st.node_releasable, st.node_is_head
+    idle_since_s, capacity, price = st.node_idle_since_s, spec.type_capacity, spec.type_price_usd_per_h
+    is_spot, num_gpus = spec.type_is_spot, spec.type_num_gpus
+    for n in range(node_type.shape[0]):
+        if phase[n] == _ABSENT:
             continue
-        t, f = st.node_type[n], parts.nodes[n]
-        price = spec.type_price_usd_per_h[t]
-        is_alive = st.node_phase[n] == _ALIVE
-        f[_N_PRESENT] = 1.0
-        f[_N_ALIVE] = 1.0 if is_alive else 0.0
-        f[_N_FENCED] = 1.0 if st.node_fenced_until_s[n] > now_s else 0.0
-        f[_N_RELEASABLE] = 1.0 if st.node_releasable[n] else 0.0
-        f[_N_HEAD] = 1.0 if st.node_is_head[n] else 0.0
-        f[_N_DRAINING] = 1.0 if st.node_phase[n] == _DRAINING else 0.0
-        f[_N_SPOT] = 1.0 if spec.type_is_spot[t] else 0.0
+        t = node_type[n]
+        out[n, _N_PRESENT] = 1.0
+        out[n, _N_ALIVE] = 1.0 if phase[n] == _ALIVE else 0.0
+        out[n, _N_FENCED] = 1.0 if fenced_until_s[n] > now_s else 0.0
+        out[n, _N_RELEASABLE] = 1.0 if releasable[n] else 0.0
+        out[n, _N_HEAD] = 1.0 if is_head[n] else 0.0
+        out[n, _N_DRAINING] = 1.0 if phase[n] == _DRAINING else 0.0
+        out[n, _N_SPOT] = 1.0 if is_spot[t] else 0.0
         occupied = 0.0
-        for k in range(spec.type_capacity.shape[1]):
-            capacity = spec.type_capacity[t, k]
-            if capacity > 0.0:
+        for k in range(capacity.shape[1]):
+            if capacity[t, k] > 0.0:
                 if k < 3:
-                    f[_N_FREE_GPU_FRAC + k] = st.node_free[n, k] / capacity
-                occupied = max(occupied, (capacity - st.node_free[n, k] - st.node_others[n, k]) / capacity)
-        f[_N_OCCUPIED_FRAC] = occupied
-        f[_N_PRICE_REL] = price / mean_price
-        f[_N_LOG_NUM_GPUS] = math.log1p(spec.type_num_gpus[t])
+                    out[n, _N_FREE_GPU_FRAC + k] = free[n, k] / capacity[t, k]
+                occupied = max(occupied, (capacity[t, k] - free[n, k] - others[n, k]) / capacity[t, k])
+        out[n, _N_OCCUPIED_FRAC] = occupied
+        out[n, _N_PRICE_REL] = price[t] / mean_price
+        out[n, _N_LOG_NUM_GPUS] = math.log1p(num_gpus[t])
         held = by_node[n, 0]
         if held > 0:
-            f[_N_LOG_NUM_REPLICAS] = math.log1p(held)
-            f[_N_OUTGOING_FRAC] = by_node[n, 1] / held
-            f[_N_INCOMING_FRAC] = by_node[n, 2] / held
-        if not is_alive:
+            out[n, _N_LOG_NUM_REPLICAS] = math.log1p(held)
+            out[n, _N_OUTGOING_FRAC] = by_node[n, 1] / held
+            out[n, _N_INCOMING_FRAC] = by_node[n, 2] / held
+        elif phase[n] == _ALIVE:
+            idle_s = now_s - idle_since_s[n]
+            out[n, _N_IDLE_FRAC] = min(1.0, max(0.0, idle_s / max(1.0, idle_timeout_s)))
+
+
+@njit(cache=True)
+def _encode_evacuations(
+    spec: SpecArrays,
+    st: StateArrays,
+    const: EncoderConstants,
+    has_room_to_move: bool,
+    work: Workspace,
+    destination_mask: NDArray[np.float32],
+    out: NDArray[np.float32],
+    evacuate_mask: NDArray[np.float32],
+) -> None:
+    count = np.empty(st.node_type.shape[0], np.int64)
+    plan_evacuations(spec, st, destination_mask, work, count)
+    node_type, price, deployment = st.node_type, spec.type_price_usd_per_h, st.replica_deployment
+    begin, rows, startup_s, replica_usd = work.begin, work.rows, spec.startup_s, spec.replica_usd_per_h
+    for n in range(count.shape[0]):
+        if count[n] <= 0:
             continue
-        idle_s = now_s - st.node_idle_since_s[n]
-        f[_N_IDLE_FRAC] = min(1.0, max(0.0, idle_s / max(1.0, const.idle_timeout_s)))
-        count = plan_evacuation(spec, st, parts.destination_mask, n, work) if held > 0 else -1
-        if count > 0:
-            f[_N_EVACUABLE] = 1.0
-            f[_N_LOG_MOVES_NEEDED] = math.log1p(count)
-            usd = 0.0
-            for i in range(work.begin[n], work.begin[n + 1]):
-                d = st.replica_deployment[work.rows[i]]
-                usd += move_price_usd(spec, d, const.move_frac, const.disruption_scale)
-            f[_N_COLDSTART_USD_REL] = min(3.0, usd / max(1e-9, price))
-            parts.evacuate_mask[n] = 1.0 if has_room_to_move else 0.0
+        usd = 0.0
+        for i in range(begin[n], begin[n + 1]):
+            d = deployment[rows[i]]
+            usd += replica_usd[d] * (0.5 * (startup_s[d, 0] + startup_s[d, 1]) / 3600.0 + const.move_frac)
+        usd *= const.disruption_scale
+        out[n, _N_EVACUABLE] = 1.0
+        out[n, _N_LOG_MOVES_NEEDED] = math.log1p(count[n])
+        out[n, _N_COLDSTART_USD_REL] = min(3.0, usd / max(1e-9, price[node_type[n]]))
+        evacuate_mask[n] = 1.0 if has_room_to_move else 0.0
 
 
 @njit(cache=True)
@@ -272,7 +290,7 @@ def encode(
     total = _count_replicas(st, by_deployment, by_node, parts.occupancy)
     move_masks(spec, st, now_s, limits, parts.source_mask, parts.destination_mask, parts.new_node_mask)
     prepare(spec, st, now_s, limits, work)
-    present, booting, bill, price_sum, in_flight = 0, 0, 0.0, 0.0, 0
+    present, booting, bill, price_sum, in_flight = 0, 0, 0.0, 0.0, moves_in_flight(st)
     for n in range(st.node_type.shape[0]):
         if st.node_phase[n] != _ABSENT:
             price = spec.type_price_usd_per_h[st.node_type[n]]
@@ -280,12 +298,12 @@ def encode(
             booting += int(st.node_phase[n] == _BOOTING)
             price_sum += price
             bill += 0.0 if st.node_is_head[n] else price
-    for r in range(st.replica_phase.shape[0]):
-        if st.replica_phase[r] == _RUNNING and st.replica_peer[r] >= 0:
-            in_flight += 1
     mean_price = max(1e-9, price_sum / max(1, present))
     has_room_to_move = in_flight < limits.max_concurrent_moves
-    _encode_nodes(spec, st, now_s, const, has_room_to_move, mean_price, by_node, work, parts)
+    _encode_nodes(spec, st, now_s, const.idle_timeout_s, mean_price, by_node, parts.nodes)
+    _encode_evacuations(
+        spec, st, const, has_room_to_move, work, parts.destination_mask, parts.nodes, parts.evacuate_mask
+    )
     _encode_deployments(spec, st, now_s, limits, const.interval_s, by_deployment, parts.deployments)
     _encode_types(spec, st, const.interval_s, mean_price, parts.node_types)
     live, pending = np.zeros(num_deployments, np.int64), 0

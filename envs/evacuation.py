@@ -12,19 +12,27 @@ from numba import njit
 from numpy.typing import NDArray
 
 from rayfold.envs.cluster import SpecArrays
-from rayfold.envs.devices import take_gpus
-from rayfold.envs.placement import asks_more, less_left
+from rayfold.envs.devices import EPS, can_take_gpus, take_gpus
 from rayfold.envs.safety import (
     Limits,
-    capacity_reason,
+    can_take_bundles,
     count_nodes,
+    deployments_that_may_move,
     destination_node_reason,
-    replica_reason,
     source_node_reason,
 )
 from rayfold.envs.state import ReplicaPhase, StateArrays
 
-__all__ = ["BLOCKED", "Workspace", "evacuation", "move_price_usd", "new_workspace", "plan_evacuation", "prepare"]
+__all__ = [
+    "BLOCKED",
+    "Workspace",
+    "evacuation",
+    "move_price_usd",
+    "new_workspace",
+    "plan_evacuation",
+    "plan_evacuations",
+    "prepare",
+]
 
 BLOCKED = -1
 
@@ -74,51 +82,65 @@ def _must_leave(st: StateArrays, r: int) -> bool:
 @njit(cache=True)
 def prepare(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, work: Workspace) -> None:
     """Lists what would have to leave each node, in place."""
-    num_nodes, num_replicas = st.node_type.shape[0], st.replica_phase.shape[0]
     counts = count_nodes(st, spec.type_capacity.shape[0])
-    work.room[:] = 0.0
-    for n in range(num_nodes):
-        work.is_blocked[n] = st.node_type[n] < 0 or source_node_reason(spec, st, counts, n) != 0
-        if st.node_num_held[n] > 0 and destination_node_reason(st, now_s, limits, n) == 0:
-            for k in range(work.room.shape[0]):
-                work.room[k] += st.node_free[n, k]
-    work.begin[:] = 0
-    for r in range(num_replicas):
-        if st.replica_phase[r] == 0:
+    node_type, node_free, num_held, room = st.node_type, st.node_free, st.node_num_held, work.room
+    room[:] = 0.0
+    for n in range(node_type.shape[0]):
+        work.is_blocked[n] = node_type[n] < 0 or source_node_reason(spec, st, counts, n) != 0
+        if num_held[n] > 0 and destination_node_reason(st, now_s, limits, n) == 0:
+            for k in range(room.shape[0]):
+                room[k] += node_free[n, k]
+    _sort_into_nodes(spec, st, deployments_that_may_move(spec, st, now_s, limits), work)
+
+
+@njit(cache=True)
+def _sort_into_nodes(spec: SpecArrays, st: StateArrays, may_move: NDArray[np.bool_], work: Workspace) -> None:
+    phase, node, peer, spans = st.replica_phase, st.replica_node, st.replica_peer, st.replica_spans
+    deployment, demand = st.replica_deployment, spec.demand
+    rows, begin, is_blocked = work.rows, work.begin, work.is_blocked
+    num_nodes = begin.shape[0] - 1
+    begin[:] = 0
+    for r in range(phase.shape[0]):
+        if not _must_leave(phase[r], node[r], peer[r]):
             continue
-        if st.replica_spans[r]:
+        begin[node[r] + 1] += 1
+        if phase[r] != _RUNNING or spans[r] or not may_move[deployment[r]]:
+            is_blocked[node[r]] = True
+        if spans[r]:
             for j in range(st.replica_bundle_node.shape[1]):
                 if st.replica_bundle_node[r, j] >= 0:
-                    work.is_blocked[st.replica_bundle_node[r, j]] = True
-        if _must_leave(st, r):
-            n = st.replica_node[r]
-            work.begin[n + 1] += 1
-            if not work.is_blocked[n] and replica_reason(spec, st, now_s, limits, r, -1) != 0:
-                work.is_blocked[n] = True
+                    is_blocked[st.replica_bundle_node[r, j]] = True
     for n in range(num_nodes):
-        work.begin[n + 1] += work.begin[n]
-    for r in range(num_replicas):  # begin[n] moves to the end of node n's part, and back below
-        if st.replica_phase[r] == 0 or not _must_leave(st, r):
-            continue
-        n = st.replica_node[r]
-        work.rows[work.begin[n]] = r
-        work.begin[n] += 1
+        begin[n + 1] += begin[n]
+    for r in range(phase.shape[0]):  # begin[n] moves to the end of node n's part, and back below
+        if _must_leave(phase[r], node[r], peer[r]):
+            rows[begin[node[r]]] = r
+            begin[node[r]] += 1
     for n in range(num_nodes, 0, -1):
-        work.begin[n] = work.begin[n - 1]
-    work.begin[0] = 0
+        begin[n] = begin[n - 1]
+    begin[0] = 0
     for n in range(num_nodes):
-        _sort_rows(spec, st, work.rows[work.begin[n] : work.begin[n + 1]])
+        for i in range(begin[n] + 1, begin[n + 1]):  # insertion: largest demand first, equal ones stay in order
+            r, j = rows[i], i
+            while j > begin[n] and _is_larger(demand, deployment[r], deployment[rows[j - 1]]):
+                rows[j] = rows[j - 1]
+                j -= 1
+            rows[j] = r
 
 
 @njit(cache=True, inline="always")
-def _sort_rows(spec: SpecArrays, st: StateArrays, rows: NDArray[np.int64]) -> None:
-    """Largest demand first, in place; equal ones stay in order."""
-    for i in range(1, rows.shape[0]):
-        r, j = rows[i], i
-        while j > 0 and asks_more(spec, st.replica_deployment[r], st.replica_deployment[rows[j - 1]]):
-            rows[j] = rows[j - 1]
-            j -= 1
-        rows[j] = r
+def _must_leave(phase: int, node: int, peer: int) -> bool:
+    """Whether an evacuation has to move a replica: it holds something and is not leaving already."""
+    return node >= 0 and phase != _STOPPING and not (phase == _RUNNING and peer >= 0)
+
+
+@njit(cache=True, inline="always")
+def _is_larger(demand: NDArray[np.float64], a: int, b: int) -> bool:
+    """``placement.asks_more`` on the array itself."""
+    for k in range(demand.shape[1]):
+        if demand[a, k] != demand[b, k]:
+            return bool(demand[a, k] > demand[b, k])
+    return False
 
 
 @njit(cache=True)
@@ -138,76 +160,208 @@ def plan_evacuation(
         Number of replicas that have to leave, or ``BLOCKED`` if some replica may not move or fits nowhere.
         Replicas already leaving or draining need no move.
     """
-    if work.is_blocked[node]:
-        return BLOCKED
     first, end = work.begin[node], work.begin[node + 1]
-    if not _has_room(spec, st, node, work):
+    if work.is_blocked[node] or not _has_room(st.replica_deployment, spec.demand, work.rows, first, end, work.room):
         return BLOCKED
-    num_touched, count = 0, end - first
+    return _plan(
+        spec.demand,
+        spec.bundle,
+        spec.num_bundles,
+        spec.max_per_node,
+        spec.sums_gpus,
+        st.replica_deployment,
+        st.node_num_held,
+        st.node_free,
+        st.gpu_free,
+        st.node_held,
+        may_take,
+        work.rows,
+        work.destination,
+        work.is_touched,
+        work.touched,
+        work.node_free,
+        work.gpu_free,
+        node,
+        first,
+        end,
+    )
+
+
+@njit(cache=True)
+def plan_evacuations(
+    spec: SpecArrays, st: StateArrays, may_take: NDArray[np.float32], work: Workspace, count: NDArray[np.int64]
+) -> None:
+    """``plan_evacuation`` of every node that holds something; ``count`` ``(N,)`` is written, 0 for the others."""
+    # The fields are looked up once: numba counts references at every access, and copies a tuple at every call.
+    demand, bundle, num_bundles = spec.demand, spec.bundle, spec.num_bundles
+    max_per_node, sums_gpus, deployment = spec.max_per_node, spec.sums_gpus, st.replica_deployment
+    num_held, node_free, gpu_free, held = st.node_num_held, st.node_free, st.gpu_free, st.node_held
+    is_blocked, begin, rows, destination = work.is_blocked, work.begin, work.rows, work.destination
+    is_touched, touched, old_free, old_gpus = work.is_touched, work.touched, work.node_free, work.gpu_free
+    for node in range(count.shape[0]):
+        if num_held[node] == 0:
+            count[node] = 0
+            continue
+        first, end = begin[node], begin[node + 1]
+        if is_blocked[node] or not _has_room(deployment, demand, rows, first, end, work.room):
+            count[node] = BLOCKED
+            continue
+        count[node] = _plan(
+            demand,
+            bundle,
+            num_bundles,
+            max_per_node,
+            sums_gpus,
+            deployment,
+            num_held,
+            node_free,
+            gpu_free,
+            held,
+            may_take,
+            rows,
+            destination,
+            is_touched,
+            touched,
+            old_free,
+            old_gpus,
+            node,
+            first,
+            end,
+        )
+
+
+@njit(cache=True)
+def _plan(
+    demand: NDArray[np.float64],
+    bundle: NDArray[np.float64],
+    num_bundles: NDArray[np.int64],
+    max_per_node: NDArray[np.int64],
+    sums_gpus: NDArray[np.bool_],
+    deployment: NDArray[np.int64],
+    num_held: NDArray[np.int64],
+    node_free: NDArray[np.float64],
+    gpu_free: NDArray[np.float64],
+    held: NDArray[np.int64],
+    may_take: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    destination: NDArray[np.int64],
+    is_touched: NDArray[np.bool_],
+    touched: NDArray[np.int64],
+    old_free: NDArray[np.float64],
+    old_gpus: NDArray[np.float64],
+    node: int,
+    first: int,
+    end: int,
+) -> int:
+    """Best fit, one replica after another; the arguments are the fields of these names."""
+    num_touched, count, d, best = 0, end - first, -1, -1
     for i in range(first, end):
-        d = st.replica_deployment[work.rows[i]]
-        best = _best_destination(spec, st, may_take, node, d, work)
-        work.destination[i] = best
+        before, d = d, deployment[rows[i]]
+        # A node that took one of these has the least left of all: if it still fits it is the best fit again.
+        is_known = d == before and _still_fits(
+            demand, bundle, num_bundles, max_per_node, sums_gpus, node_free, gpu_free, held, d, best
+        )
+        if not is_known:
+            best = -1
+            for n in range(num_held.shape[0]):
+                if may_take[n, d] == 0.0 or n == node or num_held[n] == 0:
+                    continue
+                if best >= 0 and not _has_less(node_free, n, best):
+                    continue
+                # What may_take said before the plan took room on n has to be said again.
+                if is_touched[n] and not _still_fits(
+                    demand, bundle, num_bundles, max_per_node, sums_gpus, node_free, gpu_free, held, d, n
+                ):
+                    continue
+                best = n
+        destination[i] = best
         if best < 0:
             count = BLOCKED
             break
-        if not work.is_touched[best]:
-            work.is_touched[best] = True
-            work.touched[num_touched] = best
+        if i == end - 1:
+            break  # nothing else has to fit beside it
+        if not is_touched[best]:
+            is_touched[best] = True
+            touched[num_touched] = best
             num_touched += 1
-            work.node_free[best] = st.node_free[best]
-            work.gpu_free[best] = st.gpu_free[best]
-        _put(spec, st, d, best)
-    for i in range(first, end):
-        if work.destination[i] < 0:
+            _copy_row(node_free, old_free, best)
+            _copy_row(gpu_free, old_gpus, best)
+        if sums_gpus[d]:
+            take_gpus(gpu_free, best, demand[d, 0])
+        else:
+            for j in range(num_bundles[d]):
+                take_gpus(gpu_free, best, bundle[d, j, 0])
+        for k in range(demand.shape[1]):
+            node_free[best, k] -= demand[d, k]
+        held[best, d] += 1
+    for i in range(first, end - 1):
+        if destination[i] < 0:
             break
-        st.node_held[work.destination[i], st.replica_deployment[work.rows[i]]] -= 1
+        held[destination[i], deployment[rows[i]]] -= 1
     for i in range(num_touched):
-        n = work.touched[i]
-        st.node_free[n] = work.node_free[n]
-        st.gpu_free[n] = work.gpu_free[n]
-        work.is_touched[n] = False
+        _copy_row(old_free, node_free, touched[i])
+        _copy_row(old_gpus, gpu_free, touched[i])
+        is_touched[touched[i]] = False
     return count
 
 
 @njit(cache=True, inline="always")
-def _has_room(spec: SpecArrays, st: StateArrays, node: int, work: Workspace) -> bool:
-    """Whether all other nodes together have what leaves ``node``: a test that costs little and settles much."""
-    for k in range(work.room.shape[0]):
+def _copy_row(source: NDArray[np.float64], target: NDArray[np.float64], n: int) -> None:
+    for k in range(source.shape[1]):
+        target[n, k] = source[n, k]
+
+
+@njit(cache=True)
+def _still_fits(
+    demand: NDArray[np.float64],
+    bundle: NDArray[np.float64],
+    num_bundles: NDArray[np.int64],
+    max_per_node: NDArray[np.int64],
+    sums_gpus: NDArray[np.bool_],
+    node_free: NDArray[np.float64],
+    gpu_free: NDArray[np.float64],
+    held: NDArray[np.int64],
+    d: int,
+    n: int,
+) -> bool:
+    """``safety.capacity_reason`` without the labels, on the arrays themselves."""
+    for k in range(demand.shape[1]):
+        if demand[d, k] > node_free[n, k] + EPS:
+            return False
+    if max_per_node[d] > 0 and held[n, d] >= max_per_node[d]:
+        return False
+    if sums_gpus[d]:
+        return bool(can_take_gpus(gpu_free, n, demand[d, 0]))
+    return bool(can_take_bundles(bundle, num_bundles, gpu_free, d, n))
+
+
+@njit(cache=True, inline="always")
+def _has_less(node_free: NDArray[np.float64], a: int, b: int) -> bool:
+    """``placement.less_left`` on the array itself."""
+    for k in range(node_free.shape[1]):
+        left = node_free[a, k] - node_free[b, k]
+        if abs(left) > 1e-9:
+            return bool(left < 0)
+    return False
+
+
+@njit(cache=True)
+def _has_room(
+    deployment: NDArray[np.int64],
+    demand: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    first: int,
+    end: int,
+    room: NDArray[np.float64],
+) -> bool:
+    """Whether all nodes together have what would leave: a test that costs little and settles much."""
+    for k in range(room.shape[0]):
         need = 0.0
-        for i in range(work.begin[node], work.begin[node + 1]):
-            need += spec.demand[st.replica_deployment[work.rows[i]], k]
-        if need > work.room[k] + 1e-6:
+        for i in range(first, end):
+            need += demand[deployment[rows[i]], k]
+        if need > room[k] + 1e-6:
             return False
     return True
-
-
-@njit(cache=True, inline="always")
-def _best_destination(
-    spec: SpecArrays, st: StateArrays, may_take: NDArray[np.float32], node: int, d: int, work: Workspace
-) -> int:
-    best = -1
-    for n in range(st.node_type.shape[0]):
-        if may_take[n, d] == 0.0 or n == node or st.node_num_held[n] == 0:
-            continue
-        if best >= 0 and not less_left(spec, st, n, best):
-            continue
-        if work.is_touched[n] and capacity_reason(spec, st, d, n) != 0:
-            continue
-        best = n
-    return best
-
-
-@njit(cache=True, inline="always")
-def _put(spec: SpecArrays, st: StateArrays, d: int, n: int) -> None:
-    if spec.sums_gpus[d]:
-        take_gpus(st.gpu_free, n, spec.demand[d, 0])
-    else:
-        for j in range(spec.num_bundles[d]):
-            take_gpus(st.gpu_free, n, spec.bundle[d, j, 0])
-    for k in range(spec.demand.shape[1]):
-        st.node_free[n, k] -= spec.demand[d, k]
-    st.node_held[n, d] += 1
 
 
 @njit(cache=True)

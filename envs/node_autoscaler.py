@@ -29,7 +29,7 @@ class _Items(NamedTuple):
     bundle: NDArray[np.int64]  # (I,) -1 = the whole replica
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _asked(spec: SpecArrays, items: _Items, i: int, k: int) -> float:
     d, j = items.deployment[i], items.bundle[i]
     return spec.demand[d, k] if j < 0 else spec.bundle[d, j, k]

@@ -66,7 +66,7 @@ def let_go(spec: SpecArrays, st: StateArrays, r: int, now_s: float) -> None:
         st.replica_bundle_node[r, j] = -1
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _leave(st: StateArrays, n: int, d: int, now_s: float) -> None:
     st.node_held[n, d] -= 1
     st.node_num_held[n] -= 1
@@ -90,7 +90,7 @@ def _let_go_bundles(spec: SpecArrays, st: StateArrays, r: int, now_s: float) -> 
             _leave(st, n, d, now_s)
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def asks_more(spec: SpecArrays, a: int, b: int) -> bool:
     """Whether deployment ``a`` asks for more than ``b``: GPU first, then CPU, memory, custom (``Resources.__lt__``)."""
     for k in range(spec.demand.shape[1]):
@@ -99,7 +99,7 @@ def asks_more(spec: SpecArrays, a: int, b: int) -> bool:
     return False
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def less_left(spec: SpecArrays, st: StateArrays, a: int, b: int) -> bool:
     """Whether node ``a`` is left with less than ``b``: GPU first, then CPU, memory, custom (``Resources.__lt__``)."""
     for k in range(spec.demand.shape[1]):
@@ -246,7 +246,7 @@ def replicas_to_stop(
     return chosen
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _is_met_before(st: StateArrays, serial: NDArray[np.int64], a: int, b: int) -> bool:
     """Whether Ray, walking deployments and then replicas in the order they came to run, meets ``a`` before ``b``."""
     if st.replica_deployment[a] != st.replica_deployment[b]:

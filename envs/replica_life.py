@@ -46,7 +46,7 @@ _MOVES, _CANCELLED, _FAILED = int(Entry.MOVES), int(Entry.CANCELLED_MOVES), int(
 _FAILED_STARTS = int(Entry.FAILED_STARTS)
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def new_serial(hidden: Hidden, r: int) -> int:
     """Gives row ``r`` the next number of the order of creation."""
     serial = hidden.counters[NEXT_SERIAL]

@@ -21,9 +21,12 @@ __all__ = [
     "Limits",
     "Reason",
     "Verdict",
+    "can_take_bundles",
     "capacity_reason",
     "check_move",
     "count_nodes",
+    "deployments_that_may_move",
+    "destination_node_reason",
     "destination_reason",
     "movable_replica",
     "move_masks",
@@ -108,16 +111,16 @@ _SOURCE_OPTED_OUT = int(Reason.SOURCE_OPTED_OUT)
 _SOURCE_NOT_ALIVE = int(Reason.SOURCE_NOT_ALIVE)
 _NO_NEW_NODES = int(Reason.NEW_NODES_NOT_ALLOWED)
 _AT_MAX = int(Reason.TYPE_AT_MAX_NODES)
-_ALIVE, _ABSENT = int(NodePhase.ALIVE), int(NodePhase.ABSENT)
+_ALIVE = int(NodePhase.ALIVE)
 _RUNNING, _EMPTY = int(ReplicaPhase.RUNNING), int(ReplicaPhase.EMPTY)
 
 
 @njit(cache=True)
 def moves_in_flight(st: StateArrays) -> int:
     """Replicas whose replacement is still starting."""
-    count = 0
-    for r in range(st.replica_phase.shape[0]):
-        if st.replica_phase[r] == _RUNNING and st.replica_peer[r] >= 0:
+    count, phase, peer = 0, st.replica_phase, st.replica_peer
+    for r in range(phase.shape[0]):
+        if peer[r] >= 0 and phase[r] == _RUNNING:
             count += 1
     return count
 
@@ -125,14 +128,14 @@ def moves_in_flight(st: StateArrays) -> int:
 @njit(cache=True)
 def count_nodes(st: StateArrays, num_types: int) -> NDArray[np.int64]:
     """Nodes present per type: ``(T,)``."""
-    counts = np.zeros(num_types, np.int64)
-    for n in range(st.node_type.shape[0]):
-        if st.node_phase[n] != _ABSENT:
-            counts[st.node_type[n]] += 1
+    counts, node_type = np.zeros(num_types, np.int64), st.node_type
+    for n in range(node_type.shape[0]):
+        if node_type[n] >= 0:
+            counts[node_type[n]] += 1
     return counts
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def replica_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, r: int, in_flight: int) -> int:
     """Why replica ``r`` may not be moved, for reasons of its own; see ``source_reason``."""
     if r < 0 or r >= st.replica_phase.shape[0] or st.replica_phase[r] == _EMPTY:
@@ -155,7 +158,7 @@ def replica_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limi
     return _ALLOWED
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def source_node_reason(spec: SpecArrays, st: StateArrays, counts: NDArray[np.int64], n: int) -> int:
     """Why no replica may leave node ``n``; ``counts`` is ``count_nodes``."""
     if st.node_phase[n] != _ALIVE:
@@ -200,27 +203,29 @@ def movable_replica(spec: SpecArrays, st: StateArrays, now_s: float, limits: Lim
     if source_node_reason(spec, st, count_nodes(st, spec.type_capacity.shape[0]), n) != _ALLOWED:
         return -1
     in_flight = moves_in_flight(st)
-    for r in range(st.replica_phase.shape[0]):
-        is_there = st.replica_node[r] == n and st.replica_deployment[r] == d
-        if is_there and replica_reason(spec, st, now_s, limits, r, in_flight) == _ALLOWED:
+    node, deployment = st.replica_node, st.replica_deployment
+    for r in range(node.shape[0]):
+        if node[r] == n and deployment[r] == d and replica_reason(spec, st, now_s, limits, r, in_flight) == _ALLOWED:
             return r
     return -1
 
 
 @njit(cache=True)
-def _can_take_bundles(spec: SpecArrays, st: StateArrays, d: int, n: int) -> bool:
+def can_take_bundles(
+    bundle: NDArray[np.float64], num_bundles: NDArray[np.int64], gpu_free: NDArray[np.float64], d: int, n: int
+) -> bool:
     """Whether the devices of ``n`` hold every bundle of ``d``, each on devices of its own choice."""
-    before = st.gpu_free[n].copy()
+    before = gpu_free[n].copy()
     fits = True
-    for j in range(spec.num_bundles[d]):
-        if take_gpus(st.gpu_free, n, spec.bundle[d, j, 0]) == NO_DEVICES:
+    for j in range(num_bundles[d]):
+        if take_gpus(gpu_free, n, bundle[d, j, 0]) == NO_DEVICES:
             fits = False
             break
-    st.gpu_free[n] = before
+    gpu_free[n] = before
     return fits
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def capacity_reason(spec: SpecArrays, st: StateArrays, d: int, n: int) -> int:
     """Why one more replica of ``d`` does not fit on ``n``: labels, resources, devices, replicas per node."""
     if not spec.fits_type[d, st.node_type[n]]:
@@ -231,14 +236,14 @@ def capacity_reason(spec: SpecArrays, st: StateArrays, d: int, n: int) -> int:
     if spec.sums_gpus[d]:
         if not can_take_gpus(st.gpu_free, n, spec.demand[d, 0]):
             return _NO_GPU_DEVICE
-    elif not _can_take_bundles(spec, st, d, n):
+    elif not can_take_bundles(spec.bundle, spec.num_bundles, st.gpu_free, d, n):
         return _NO_GPU_DEVICE
     if spec.max_per_node[d] > 0 and st.node_held[n, d] >= spec.max_per_node[d]:
         return _MAX_PER_NODE
     return _ALLOWED
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def destination_node_reason(st: StateArrays, now_s: float, limits: Limits, n: int) -> int:
     """Why no replica at all may be moved to node ``n``."""
     if st.node_phase[n] != _ALIVE:
@@ -252,14 +257,14 @@ def destination_node_reason(st: StateArrays, now_s: float, limits: Limits, n: in
     return _ALLOWED
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def destination_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, d: int, n: int) -> int:
     """Why no replica of deployment ``d`` may be moved to node ``n``, whichever it is; a ``Reason``."""
     reason = destination_node_reason(st, now_s, limits, n)
     return reason if reason != _ALLOWED else capacity_reason(spec, st, d, n)
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def new_node_reason(spec: SpecArrays, counts: NDArray[np.int64], limits: Limits, d: int, t: int) -> int:
     """Why no replica of ``d`` may be moved to a new node of type ``t``; ``counts`` is ``count_nodes``."""
     if not limits.allow_new_nodes:
@@ -297,13 +302,7 @@ def move_masks(
     new_node[:] = 0.0
     counts = count_nodes(st, num_types)
     takers = np.zeros(num_deployments, np.int64)  # how many could take one
-    for n in range(num_nodes):
-        if destination_node_reason(st, now_s, limits, n) != _ALLOWED:
-            continue
-        for d in range(num_deployments):
-            if capacity_reason(spec, st, d, n) == _ALLOWED:
-                destination[n, d] = 1.0
-                takers[d] += 1
+    _mark_destinations(spec, st, now_s, limits, destination, takers)
     for t in range(num_types):
         for d in range(num_deployments):
             if new_node_reason(spec, counts, limits, d, t) == _ALLOWED:
@@ -315,14 +314,63 @@ def move_masks(
     can_leave = np.zeros(num_nodes, np.bool_)
     for n in range(num_nodes):
         can_leave[n] = source_node_reason(spec, st, counts, n) == _ALLOWED
-    for r in range(st.replica_phase.shape[0]):
-        if st.replica_phase[r] != _RUNNING:
+    phase, node, deployment, peer = st.replica_phase, st.replica_node, st.replica_deployment, st.replica_peer
+    may_move, spans = deployments_that_may_move(spec, st, now_s, limits), st.replica_spans
+    for r in range(phase.shape[0]):
+        if phase[r] != _RUNNING or peer[r] >= 0 or spans[r]:
             continue
-        n, d = st.replica_node[r], st.replica_deployment[r]
-        if not can_leave[n] or source[n, d] > 0.0 or takers[d] - int(destination[n, d]) <= 0:
-            continue
-        if replica_reason(spec, st, now_s, limits, r, in_flight) == _ALLOWED:
+        n, d = node[r], deployment[r]
+        if can_leave[n] and may_move[d] and takers[d] > int(destination[n, d]):
             source[n, d] = 1.0
+
+
+@njit(cache=True)
+def deployments_that_may_move(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits) -> NDArray[np.bool_]:
+    """``(D,)`` neither opted out nor in their cooldown; see ``replica_reason``."""
+    may_move = np.zeros(spec.is_movable.shape[0], np.bool_)
+    for d in range(may_move.shape[0]):
+        since_s = now_s - st.deployment_moved_s[d]
+        is_cooling = since_s > 0.0 and since_s < limits.deployment_cooldown_s
+        may_move[d] = spec.is_movable[d] and not is_cooling
+    return may_move
+
+
+@njit(cache=True)
+def _mark_destinations(
+    spec: SpecArrays,
+    st: StateArrays,
+    now_s: float,
+    limits: Limits,
+    destination: NDArray[np.float32],
+    takers: NDArray[np.int64],
+) -> None:
+    """``destination_reason`` of every cell at once: what a node has is looked up once for all deployments."""
+    # Local names: numba counts references at every access to a field, which is most of the time here.
+    demand, fits_type, sums_gpus, max_per_node = spec.demand, spec.fits_type, spec.sums_gpus, spec.max_per_node
+    node_type, node_free, gpu_free, node_held = st.node_type, st.node_free, st.gpu_free, st.node_held
+    num_resources = demand.shape[1]
+    for n in range(node_type.shape[0]):
+        if destination_node_reason(st, now_s, limits, n) != _ALLOWED:
+            continue
+        t, whole, largest = node_type[n], 0, 0.0
+        for g in range(gpu_free.shape[1]):
+            if gpu_free[n, g] >= 1.0 - EPS:
+                whole += 1
+            largest = max(largest, gpu_free[n, g])
+        for d in range(demand.shape[0]):
+            fits = fits_type[d, t]
+            for k in range(num_resources):
+                fits = fits and demand[d, k] <= node_free[n, k] + EPS
+            gpus = demand[d, 0]
+            if not fits or (max_per_node[d] > 0 and node_held[n, d] >= max_per_node[d]):
+                continue
+            if not sums_gpus[d]:
+                if not can_take_bundles(spec.bundle, spec.num_bundles, st.gpu_free, d, n):
+                    continue
+            elif gpus > EPS and (gpus > largest + EPS if gpus < 1.0 - EPS else gpus > whole + EPS):
+                continue
+            destination[n, d] = 1.0
+            takers[d] += 1
 
 
 def check_move(state: ClusterState, move: Move, limits: Limits) -> Verdict:
