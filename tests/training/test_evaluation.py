@@ -206,7 +206,7 @@ def test_refused_moves_are_counted_and_not_made() -> None:
     """The filter is asked about the cluster as the moves before have left it, not as the policy saw it."""
     scenario = load_scenario("smoke")
     policy = Stammering(scenario.limits)
-    metrics = run_episode(scenario, policy, 4, Split.VALIDATION).metrics
+    metrics = run_episode(scenario, policy, 3, Split.VALIDATION).metrics
     plain = run_episode(scenario, BestFit(scenario.limits), 3, Split.VALIDATION).metrics
     assert metrics["refused_moves"] == metrics["moves"] == policy.asked == plain["moves"] > 0
     assert plain["refused_moves"] == 0.0
