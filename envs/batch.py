@@ -53,7 +53,7 @@ def _spent_usd(ledger: NDArray[np.float64], bound_weight: float) -> float:
     return float(bill - bound_weight * ledger[_BOUND_USD])
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, no_cfunc_wrapper=True)
 def step_batch(
     prototype: World,
     parts_prototype: Parts,
@@ -118,7 +118,7 @@ def step_batch(
             encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, dt_intervals, w.work, parts)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, no_cfunc_wrapper=True)
 def encode_batch(
     prototype: World,
     parts_prototype: Parts,

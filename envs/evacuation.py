@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import EPS, can_take_gpus, take_gpus
+from rayfold.envs.jit import inner, kernel
 from rayfold.envs.safety import (
     Limits,
     can_take_bundles,
@@ -53,7 +54,7 @@ class Workspace(NamedTuple):
     gpu_free: NDArray[np.float64]  # (N, G)
 
 
-@njit(cache=True)
+@kernel
 def new_workspace(st: StateArrays) -> Workspace:
     """Memory for states of this size."""
     num_nodes, num_replicas = st.node_type.shape[0], st.replica_phase.shape[0]
@@ -79,7 +80,7 @@ def _must_leave(st: StateArrays, r: int) -> bool:
     return not (phase == _RUNNING and st.replica_peer[r] >= 0)
 
 
-@njit(cache=True)
+@kernel
 def prepare(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, work: Workspace) -> None:
     """Lists what would have to leave each node, in place."""
     counts = count_nodes(st, spec.type_capacity.shape[0])
@@ -93,7 +94,7 @@ def prepare(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, wor
     _sort_into_nodes(spec, st, deployments_that_may_move(spec, st, now_s, limits), work)
 
 
-@njit(cache=True)
+@inner
 def _sort_into_nodes(spec: SpecArrays, st: StateArrays, may_move: NDArray[np.bool_], work: Workspace) -> None:
     phase, node, peer, spans = st.replica_phase, st.replica_node, st.replica_peer, st.replica_spans
     deployment, demand = st.replica_deployment, spec.demand
@@ -143,7 +144,7 @@ def _is_larger(demand: NDArray[np.float64], a: int, b: int) -> bool:
     return False
 
 
-@njit(cache=True)
+@kernel
 def plan_evacuation(
     spec: SpecArrays, st: StateArrays, may_take: NDArray[np.float32], node: int, work: Workspace
 ) -> int:
@@ -187,7 +188,7 @@ def plan_evacuation(
     )
 
 
-@njit(cache=True)
+@inner
 def plan_evacuations(
     spec: SpecArrays, st: StateArrays, may_take: NDArray[np.float32], work: Workspace, count: NDArray[np.int64]
 ) -> None:
@@ -230,7 +231,7 @@ def plan_evacuations(
         )
 
 
-@njit(cache=True)
+@inner
 def _plan(
     demand: NDArray[np.float64],
     bundle: NDArray[np.float64],
@@ -311,7 +312,7 @@ def _copy_row(source: NDArray[np.float64], target: NDArray[np.float64], n: int) 
         target[n, k] = source[n, k]
 
 
-@njit(cache=True)
+@inner
 def _still_fits(
     demand: NDArray[np.float64],
     bundle: NDArray[np.float64],
@@ -345,7 +346,7 @@ def _has_less(node_free: NDArray[np.float64], a: int, b: int) -> bool:
     return False
 
 
-@njit(cache=True)
+@inner
 def _has_room(
     deployment: NDArray[np.int64],
     demand: NDArray[np.float64],
@@ -364,7 +365,7 @@ def _has_room(
     return True
 
 
-@njit(cache=True)
+@kernel
 def evacuation(
     spec: SpecArrays,
     st: StateArrays,
@@ -398,7 +399,7 @@ def evacuation(
     return count
 
 
-@njit(cache=True)
+@kernel
 def move_price_usd(spec: SpecArrays, d: int, move_frac: float, disruption_scale: float) -> float:
     """Expected price of moving one replica of ``d``: mean cold start and fixed price (DESIGN §5)."""
     mean_s = 0.5 * (spec.startup_s[d, 0] + spec.startup_s[d, 1])

@@ -4,13 +4,13 @@ Dims: N nodes, R replicas, T node types, K resources.
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import EPS, can_take_gpus, release_gpus, take_gpus
 from rayfold.envs.draws import exponential, uniform, unit
 from rayfold.envs.hidden import LOG_DONE, LOG_FAILED, Constants, Hidden, end_move
+from rayfold.envs.jit import inner, kernel
 from rayfold.envs.ledger import Entry
 from rayfold.envs.node_autoscaler import add_node, choose_launches, is_expired, remove_node
 from rayfold.envs.placement import let_go
@@ -40,7 +40,7 @@ _LAUNCHED, _RELEASED = int(Entry.NODES_LAUNCHED), int(Entry.NODES_RELEASED)
 _INTERRUPTED, _STOCKOUTS = int(Entry.NODES_INTERRUPTED), int(Entry.STOCKOUTS)
 
 
-@njit(cache=True)
+@kernel
 def plan_life(spec: SpecArrays, st: StateArrays, hidden: Hidden, n: int, ready_s: float) -> None:
     """Draws what a node launched in row ``n`` will go through once it is ready."""
     t = st.node_type[n]
@@ -56,7 +56,7 @@ def plan_life(spec: SpecArrays, st: StateArrays, hidden: Hidden, n: int, ready_s
         hidden.node_end_s[n] = hidden.node_notice_s[n] + spec.type_notice_s[t]
 
 
-@njit(cache=True)
+@kernel
 def begin_other_work(spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, n: int) -> None:
     """A node that has just come up gets non-Serve work with the probability of its type, if it has room for it."""
     t = st.node_type[n]
@@ -77,7 +77,7 @@ def begin_other_work(spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: f
     )
 
 
-@njit(cache=True)
+@inner
 def _end_other_work(st: StateArrays, hidden: Hidden, now_s: float, n: int) -> None:
     release_gpus(st.gpu_free, n, hidden.node_work_gpus[n], st.node_others[n, 0])
     st.node_free[n] += st.node_others[n]
@@ -88,7 +88,7 @@ def _end_other_work(st: StateArrays, hidden: Hidden, now_s: float, n: int) -> No
         st.node_idle_since_s[n] = now_s
 
 
-@njit(cache=True)
+@inner
 def _is_on(st: StateArrays, r: int, n: int) -> bool:
     if st.replica_node[r] == n:
         return True
@@ -99,7 +99,7 @@ def _is_on(st: StateArrays, r: int, n: int) -> bool:
     return False
 
 
-@njit(cache=True)
+@inner
 def _give_notice(
     spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, n: int, ledger: NDArray[np.float64]
 ) -> None:
@@ -117,7 +117,7 @@ def _give_notice(
             migrate_replica(st, hidden, now_s, r)
 
 
-@njit(cache=True)
+@inner
 def _lose(spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, n: int, ledger: NDArray[np.float64]) -> None:
     """Node ``n`` is gone with what is on it; a replacement elsewhere goes on as a replica of its own."""
     for r in range(st.replica_phase.shape[0]):
@@ -141,7 +141,7 @@ def _lose(spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, n: in
     remove_node(st, n)
 
 
-@njit(cache=True)
+@inner
 def finish_nodes(spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, ledger: NDArray[np.float64]) -> None:
     """Boots, other work, notices and interruptions that are due."""
     for n in range(st.node_type.shape[0]):
@@ -162,7 +162,7 @@ def finish_nodes(spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float
             ledger[_INTERRUPTED] += 1
 
 
-@njit(cache=True)
+@inner
 def scale_nodes(
     spec: SpecArrays,
     st: StateArrays,
@@ -205,7 +205,7 @@ def scale_nodes(
     return has_changed
 
 
-@njit(cache=True)
+@inner
 def is_out_of_stock(spec: SpecArrays, hidden: Hidden, now_s: float, t: int, ledger: NDArray[np.float64]) -> bool:
     """Whether the cloud has no node of type ``t`` now; draws it where that is not known."""
     if now_s < hidden.stockout_until_s[t]:
@@ -217,7 +217,7 @@ def is_out_of_stock(spec: SpecArrays, hidden: Hidden, now_s: float, t: int, ledg
     return True
 
 
-@njit(cache=True)
+@inner
 def book_launch(
     spec: SpecArrays,
     st: StateArrays,
@@ -240,7 +240,7 @@ def book_launch(
     match_release(hidden, now_s, t, ledger)
 
 
-@njit(cache=True)
+@kernel
 def match_release(hidden: Hidden, now_s: float, t: int, ledger: NDArray[np.float64]) -> None:
     """A launch of type ``t`` undoes the earliest recent release of that type which moves had brought about."""
     best = -1

@@ -96,7 +96,10 @@ def asks_more(spec: SpecArrays, a: int, b: int) -> bool:
     for k in range(spec.demand.shape[1]):
         if spec.demand[a, k] != spec.demand[b, k]:
             return bool(spec.demand[a, k] > spec.demand[b, k])
-    return False
+    # A limit per node is a share of a resource that every node has one of; it counts last.
+    if a == b or spec.max_per_node[a] <= 0 or spec.max_per_node[b] > 0:
+        return bool(a < b and spec.max_per_node[a] > 0)
+    return True
 
 
 @njit(cache=True)
@@ -106,6 +109,22 @@ def less_left(spec: SpecArrays, st: StateArrays, a: int, b: int) -> bool:
         left = st.node_free[a, k] - st.node_free[b, k]
         if abs(left) > 1e-9:
             return bool(left < 0)
+    return False
+
+
+@njit(cache=True)
+def fits_better(spec: SpecArrays, st: StateArrays, a: int, b: int) -> bool:
+    """``less_left``, and of nodes with as much left the one with more replicas that have a limit per node.
+
+    The limit is a share of a resource that every node has one of; ``Resources.__lt__`` comes to it last.
+    """
+    if less_left(spec, st, a, b):
+        return True
+    if less_left(spec, st, b, a):
+        return False
+    for d in range(spec.demand.shape[0]):
+        if spec.max_per_node[d] > 0 and st.node_held[a, d] != st.node_held[b, d]:
+            return bool(st.node_held[a, d] > st.node_held[b, d])
     return False
 
 
@@ -143,7 +162,7 @@ def pack_node(spec: SpecArrays, st: StateArrays, now_s: float, d: int, active: N
         stage = 2 * spec.label_rank[d, st.node_type[n]] + int(not active[n])
         if st.node_fenced_until_s[n] > now_s:
             stage = 1 << 20  # after every other node, whatever its labels
-        if stage > best_stage or (stage == best_stage and not less_left(spec, st, n, best)):
+        if stage > best_stage or (stage == best_stage and not fits_better(spec, st, n, best)):
             continue
         if capacity_reason(spec, st, d, n) == 0:
             best, best_stage = n, stage

@@ -65,8 +65,9 @@ def open_scenario(name_or_path: str | Path) -> ScenarioFile:
     """
     name = str(name_or_path)
     if name in shipped_scenarios():
-        text = (resources.files("rayfold.envs.scenarios") / f"{name}.yaml").read_text("utf-8")
-        return ScenarioFile(name, f"{name}.yaml", None, parse_scenario(text, f"{name}.yaml"))
+        return ScenarioFile(
+            name, f"{name}.yaml", None, parse_scenario(_read_shipped(name), f"{name}.yaml", _read_shipped)
+        )
     path = Path(name_or_path)
     try:
         text = path.read_text("utf-8")
@@ -74,7 +75,13 @@ def open_scenario(name_or_path: str | Path) -> ScenarioFile:
         known = f"a readable YAML file or one of {', '.join(shipped_scenarios())}"
         reason = "no such file" if isinstance(err, FileNotFoundError) else f"{type(err).__name__}: {err}"
         raise InputError(f"scenario {name}", known, reason) from None
-    return ScenarioFile(path.stem, name, path.parent, parse_scenario(text, name))
+    return ScenarioFile(path.stem, name, path.parent, parse_scenario(text, name, _read_shipped))
+
+
+def _read_shipped(name: str) -> str:
+    if name not in shipped_scenarios():
+        raise InputError("extends", f"one of {', '.join(shipped_scenarios())}", repr(name))
+    return (resources.files("rayfold.envs.scenarios") / f"{name}.yaml").read_text("utf-8")
 
 
 def to_spec(file: ScenarioFile) -> ClusterSpec:

@@ -4,6 +4,7 @@ Nothing outside ``scenario_file.py`` sees these models; it turns them into the d
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
@@ -203,28 +204,59 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def parse_scenario(text: str, where: str) -> ScenarioModel:
+def parse_scenario(text: str, where: str, read_base: Callable[[str], str]) -> ScenarioModel:
     """Parses a scenario file.
 
     Args:
         text: Its content.
         where: Its name, for messages.
+        read_base: The content of the shipped scenario that this one extends, by name.
 
     Raises:
         InputError: The first mistake, with its line or its dotted path.
     """
-    try:
-        data = yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as err:
-        mark = err.problem_mark or err.context_mark
-        place = f"{where}:{mark.line + 1}" if mark else where
-        raise InputError(place, "valid YAML", " ".join(str(err.problem or err.context).split())) from None
-    except (yaml.YAMLError, RecursionError) as err:
-        raise InputError(where, "valid YAML", " ".join(str(err).split())) from None
+    data = _load(text, where)
+    if isinstance(data, dict) and "extends" in data:
+        base = data.pop("extends")
+        if not isinstance(base, str):
+            raise InputError(f"{where}: extends", "the name of a shipped scenario", _short(base))
+        data = _extend(_load(read_base(base), f"{base}.yaml"), data, where)
     try:
         return ScenarioModel.model_validate(data)
     except ValidationError as err:
         raise _first_mistake(err, where) from None
+
+
+def _extend(base: dict[str, Any], data: dict[str, Any], where: str) -> dict[str, Any]:
+    """``data`` over ``base``: mappings are merged, anything else is replaced.
+
+    ``every_deployment`` and ``every_node_type`` are merged into each one of the base.
+    """
+    merged = dict(base)
+    for key, items in (("every_deployment", "deployments"), ("every_node_type", "node_types")):
+        common = data.pop(key, {})
+        if not isinstance(common, dict):
+            raise InputError(f"{where}: {key}", f"what all {items} have in common", _short(common))
+        if common:
+            merged[items] = [_merged(item, common) for item in merged[items]]
+    return _merged(merged, data)
+
+
+def _merged(base: Any, over: Any) -> Any:
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    return {**base, **{key: _merged(base.get(key), value) for key, value in over.items()}}
+
+
+def _load(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as err:
+        mark = err.problem_mark or err.context_mark
+        place = f"{where}:{mark.line + 1}" if mark else where
+        raise InputError(place, "valid YAML", " ".join(str(err.problem or err.context).split())) from None
+    except (yaml.YAMLError, RecursionError, ValueError) as err:
+        raise InputError(where, "valid YAML", " ".join(str(err).split())) from None
 
 
 def _first_mistake(err: ValidationError, where: str) -> InputError:
