@@ -9,15 +9,15 @@ same result. Dims: N nodes, R replicas, D deployments, T node types, W rows of t
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from rayfold.envs.bound import bound_of
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.hidden import Constants, Hidden
+from rayfold.envs.jit import inner, kernel
 from rayfold.envs.ledger import Entry
 from rayfold.envs.node_life import book_launch, finish_nodes, is_out_of_stock, scale_nodes
-from rayfold.envs.replica_life import finish_replicas, place_pending, scale_replicas, start_move
+from rayfold.envs.replica_life import decide_targets, finish_replicas, place_pending, reach_targets, start_move
 from rayfold.envs.safety import count_nodes
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
@@ -50,7 +50,7 @@ def fresh_tally(num_deployments: int) -> Tally:
     )
 
 
-@njit(cache=True)
+@inner
 def _count_replicas(spec: SpecArrays, st: StateArrays, hidden: Hidden, tally: Tally) -> None:
     tally.running[:] = 0
     tally.live[:] = 0
@@ -75,7 +75,7 @@ def _count_replicas(spec: SpecArrays, st: StateArrays, hidden: Hidden, tally: Ta
     tally.sums[_BOUND] = bound_of(spec, tally.live)
 
 
-@njit(cache=True)
+@inner
 def _count_nodes(spec: SpecArrays, st: StateArrays, hidden: Hidden, idle_timeout_s: float, tally: Tally) -> None:
     counts = count_nodes(st, spec.type_capacity.shape[0])
     usd_per_h, gpus, paid, due_s = 0.0, 0, 0, np.inf
@@ -105,35 +105,40 @@ def _count_nodes(spec: SpecArrays, st: StateArrays, hidden: Hidden, idle_timeout
     tally.sums[_NODE_DUE_S] = due_s
 
 
-@njit(cache=True)
+@inner
 def _account(
-    spec: SpecArrays,
-    tally: Tally,
+    sums: NDArray[np.float64],
+    running: NDArray[np.int64],
+    max_ongoing: NDArray[np.float64],
+    replica_usd_per_h: NDArray[np.float64],
     ongoing: NDArray[np.float32],
+    row: int,
     tokens_per_ongoing_s: NDArray[np.float64],
-    const: Constants,
+    dt_s: float,
+    unserved_factor: float,
     ledger: NDArray[np.float64],
 ) -> None:
-    hours = const.dt_s / 3600.0
-    ledger[_NODE_USD] += tally.sums[_USD_PER_H] * hours
-    ledger[_NODE_H] += tally.sums[_NODES] * hours
-    ledger[_GPU_H] += tally.sums[_GPUS] * hours
-    ledger[_BOUND_USD] += tally.sums[_BOUND] * hours
-    ledger[_ELAPSED] += const.dt_s
-    for d in range(tally.running.shape[0]):
-        room = tally.running[d] * spec.max_ongoing[d]
-        served = min(float(ongoing[d]), room)
-        ledger[_TOKENS] += served * tokens_per_ongoing_s[d] * const.dt_s
-        if ongoing[d] > room:
-            unserved_replicas = (ongoing[d] - served) / spec.max_ongoing[d]
+    hours = dt_s / 3600.0
+    ledger[_NODE_USD] += sums[_USD_PER_H] * hours
+    ledger[_NODE_H] += sums[_NODES] * hours
+    ledger[_GPU_H] += sums[_GPUS] * hours
+    ledger[_BOUND_USD] += sums[_BOUND] * hours
+    ledger[_ELAPSED] += dt_s
+    for d in range(running.shape[0]):
+        offered, room = float(ongoing[row, d]), running[d] * max_ongoing[d]
+        served = min(offered, room)
+        ledger[_TOKENS] += served * tokens_per_ongoing_s[d] * dt_s
+        if offered > room:
+            unserved_replicas = (offered - served) / max_ongoing[d]
             ledger[_UNSERVED_H] += unserved_replicas * hours
-            ledger[_UNSERVED_USD] += const.unserved_factor * spec.replica_usd_per_h[d] * unserved_replicas * hours
+            ledger[_UNSERVED_USD] += unserved_factor * replica_usd_per_h[d] * unserved_replicas * hours
 
 
-@njit(cache=True)
+@inner
 def _observe_load(
-    st: StateArrays,
-    hidden: Hidden,
+    mean: NDArray[np.float64],
+    slow: NDArray[np.float64],
+    lookback_sum: NDArray[np.float64],
     ongoing: NDArray[np.float32],
     row: int,
     window: NDArray[np.int64],
@@ -142,12 +147,12 @@ def _observe_load(
     """What Serve's metrics say after the step of ``row``: means of the look-back period and of ten minutes."""
     for d in range(window.shape[0]):
         now = float(ongoing[row, d])
-        hidden.lookback_sum[d] += now - float(ongoing[row - window[d], d])
-        st.deployment_ongoing[d] = hidden.lookback_sum[d] / window[d]
-        st.deployment_ongoing_slow[d] += slow_weight * (now - st.deployment_ongoing_slow[d])
+        lookback_sum[d] += now - float(ongoing[row - window[d], d])
+        mean[d] = lookback_sum[d] / window[d]
+        slow[d] += slow_weight * (now - slow[d])
 
 
-@njit(cache=True)
+@kernel
 def step(
     spec: SpecArrays,
     st: StateArrays,
@@ -182,37 +187,79 @@ def step(
         Clock after.
     """
     is_stale = True
+    # Local names: numba counts references at every access to a field.
+    running, live, rows, sums = tally.running, tally.live, tally.rows, tally.sums
+    mean, slow, target, changed_s = (
+        st.deployment_ongoing,
+        st.deployment_ongoing_slow,
+        st.deployment_target,
+        st.deployment_changed_s,
+    )
+    since_s, direction, lookback_sum = hidden.wish_since_s, hidden.wish_direction, hidden.lookback_sum
+    max_ongoing, replica_usd_per_h, target_ongoing = spec.max_ongoing, spec.replica_usd_per_h, spec.target_ongoing
+    up_factor, down_factor, up_delay_s = spec.upscaling_factor, spec.downscaling_factor, spec.upscale_delay_s
+    down_delay_s, zero_delay_s = spec.downscale_delay_s, spec.downscale_to_zero_delay_s
+    min_replicas, max_replicas = spec.min_replicas, spec.max_replicas
     for i in range(row, row + num_steps):
         if is_stale or not const.skips_quiet_steps:
             _count_replicas(spec, st, hidden, tally)
             _count_nodes(spec, st, hidden, const.idle_timeout_s, tally)
             is_stale = False
-        _account(spec, tally, ongoing[i], tokens_per_ongoing_s, const, ledger)
+        _account(
+            sums,
+            running,
+            max_ongoing,
+            replica_usd_per_h,
+            ongoing,
+            i,
+            tokens_per_ongoing_s,
+            const.dt_s,
+            const.unserved_factor,
+            ledger,
+        )
         now_s += const.dt_s
-        _observe_load(st, hidden, ongoing, i, window, const.slow_weight)
-        is_node_due = tally.sums[_NODE_DUE_S] <= now_s or not const.skips_quiet_steps
+        _observe_load(mean, slow, lookback_sum, ongoing, i, window, const.slow_weight)
+        is_node_due = sums[_NODE_DUE_S] <= now_s or not const.skips_quiet_steps
         if is_node_due:
             finish_nodes(spec, st, hidden, now_s, ledger)
-        if is_node_due or tally.sums[_REPLICA_DUE_S] <= now_s:
-            finish_replicas(spec, st, hidden, now_s, tally.rows[0], ledger)
+        if is_node_due or sums[_REPLICA_DUE_S] <= now_s:
+            finish_replicas(spec, st, hidden, now_s, rows[0], ledger)
             _count_replicas(spec, st, hidden, tally)
             is_stale = True
-        if scale_replicas(spec, st, hidden, now_s, tally.running, tally.live, ledger):
+        if decide_targets(
+            now_s,
+            mean,
+            running,
+            live,
+            target,
+            changed_s,
+            since_s,
+            direction,
+            target_ongoing,
+            up_factor,
+            down_factor,
+            up_delay_s,
+            down_delay_s,
+            zero_delay_s,
+            min_replicas,
+            max_replicas,
+        ):
+            reach_targets(spec, st, hidden, now_s, live, ledger)
             is_stale = True
         # What happened between the calls, a move given up for one, may have made room for a pending replica.
-        is_first = i == row and tally.rows[1] > 0
+        is_first = i == row and rows[1] > 0
         if not is_stale and not is_first and const.skips_quiet_steps:
             continue
         is_stale = True
         _count_replicas(spec, st, hidden, tally)
-        if tally.rows[1] > 0:
+        if rows[1] > 0:
             place_pending(spec, st, hidden, const, now_s, ledger)
             _count_replicas(spec, st, hidden, tally)
-        scale_nodes(spec, st, hidden, const, now_s, tally.rows[1] > 0, ledger)
+        scale_nodes(spec, st, hidden, const, now_s, rows[1] > 0, ledger)
     return now_s
 
 
-@njit(cache=True)
+@kernel
 def launch_move(
     spec: SpecArrays,
     st: StateArrays,

@@ -6,11 +6,11 @@ Dims: N nodes, R replicas, D deployments, T node types, L moves whose end may be
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from rayfold.envs.cluster import ClusterSpec
 from rayfold.envs.draws import new_stream
+from rayfold.envs.jit import inner
 from rayfold.envs.traffic import SLOW_MEAN_S
 
 __all__ = ["LOG_CANCELLED", "LOG_DONE", "LOG_FAILED", "Constants", "Hidden", "constants_of", "end_move", "fresh_hidden"]
@@ -102,7 +102,7 @@ def fresh_hidden(spec: ClusterSpec, num_nodes: int, num_replicas: int, rng: np.r
     )
 
 
-@njit(cache=True)
+@inner
 def end_move(hidden: Hidden, r: int, how: int) -> bool:
     """Notes that the move whose source is replica ``r`` has ended; False if ``r`` is the source of none."""
     move_id = hidden.replica_move[r]
