@@ -246,7 +246,7 @@ def run_scenario(scenario: ReplayScenario, log_path: Path, progress: Callable[[s
 
     settings = _settings(scenario)
     progress("starting a local Ray cluster")
-    with LocalCluster(node_types=scenario.node_types, idle_timeout_s=scenario.idle_timeout_s, extra_env=env) as cluster:
+    with LocalCluster(node_types=scenario.node_types, idle_timeout_s=scenario.idle_timeout_s) as cluster:
         cluster.connect()
         port = free_port()
         # All nodes share one address here, see the demo: one proxy, on the head, which stays.
