@@ -18,7 +18,9 @@ from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from rayfold.envs.traffic import SLOW_MEAN_S, Traffic
 from rayfold.errors import ExecutorError
 
-__all__ = ["Replay", "Slot", "Trajectory", "real_trajectory", "recorded_traffic", "replay_log"]
+__all__ = ["Replay", "Slot", "Trajectory", "offered_ongoing", "real_trajectory", "recorded_traffic", "replay_log"]
+
+REPORT_S = 10.0  # Serve's handles report this often (``metrics_interval_s``)
 
 Slot = tuple[str, str]  # (node type, id of a first node or "#1", "#2", ... of a launched one)
 
@@ -42,6 +44,7 @@ class Replay:
     moves_as_recorded: int  # from and to the very same nodes
     moves_from_elsewhere: int  # a replica of the deployment on another node went there
     moves_skipped: int  # none could
+    refusals: tuple[str, ...]  # why, for each skipped move
 
 
 class _Slots:
@@ -107,18 +110,47 @@ def real_trajectory(log: EventLog) -> Trajectory:
     return _real_slots(log)[0].trajectory(log.times_s())
 
 
-def recorded_traffic(log: EventLog, step_s: float) -> Traffic:
+def offered_ongoing(log: EventLog) -> NDArray[np.float64]:
+    """``(P, D)`` the recorded ongoing requests without the dips that Serve's own stopping of replicas brings about.
+
+    Serve forgets what was reported of a replica as soon as it stops (``DeploymentAutoscalingState.
+    _collect_handle_running_requests`` counts running replicas only), and learns where those requests are now from the
+    next report and, in full, one look-back period later. Until then the count is taken to be no less than the lower
+    of its values just before the stop and at the end of that time.
+    """
+    times_s = log.times_s()
+    recorded = np.array([p.ongoing for p in log.polls], np.float64)
+    out = recorded.copy()
+    serving = [
+        {(r.deployment_idx, r.replica_id) for r in p.replicas if r.phase == ReplicaPhase.RUNNING} for p in log.polls
+    ]
+    until = np.zeros(out.shape[1], np.int64)
+    before = np.zeros(out.shape[1])
+    for i in range(1, len(times_s)):
+        for d in {d for d, _ in serving[i - 1] - serving[i]}:
+            if until[d] <= i:
+                before[d] = recorded[i - 1, d]
+            blind_s = log.first.spec.deployments[d].autoscaling.look_back_period_s + REPORT_S
+            until[d] = np.searchsorted(times_s, times_s[i] + blind_s)
+            end = min(int(until[d]), len(times_s) - 1)
+            out[i:end, d] = np.maximum(recorded[i:end, d], min(before[d], recorded[end, d]))
+    return out
+
+
+def recorded_traffic(log: EventLog, step_s: float, *, as_recorded: bool = False) -> Traffic:
     """The recorded ongoing requests as traffic: row ``i`` is what was last seen at the end of step ``i``.
 
     Args:
         log: The log.
         step_s: Length of a simulator step.
+        as_recorded: Leave the dips in, see ``offered_ongoing``.
     """
     times_s = log.times_s()
     num_steps = int(np.floor(times_s[-1] / step_s + 1e-9))
     ends_s = (np.arange(num_steps) + 1) * step_s
     rows = np.searchsorted(times_s, ends_s + 1e-9, side="right") - 1
-    ongoing = np.array([p.ongoing for p in log.polls], np.float64)[rows]
+    seen = np.array([p.ongoing for p in log.polls], np.float64) if as_recorded else offered_ongoing(log)
+    ongoing = seen[rows]
     slow = np.empty_like(ongoing)
     level = log.first.arrays.deployment_ongoing_slow.copy()
     for i, row in enumerate(ongoing):
@@ -135,10 +167,11 @@ def recorded_traffic(log: EventLog, step_s: float) -> Traffic:
 class _Player:
     """The simulator beside the log: slots of its rows, and the recorded moves."""
 
-    def __init__(self, log: EventLog, state: ClusterState, rng: np.random.Generator) -> None:
+    def __init__(self, log: EventLog, state: ClusterState, rng: np.random.Generator, as_recorded: bool) -> None:
         limits = Limits(max_concurrent_moves=10**6, deployment_cooldown_s=0.0, fence_s=log.header.fence_s)
         self.step_s = state.spec.settings.substep_s
-        self.sim = Simulator(state, recorded_traffic(log, self.step_s), limits, rng)
+        traffic = recorded_traffic(log, self.step_s, as_recorded=as_recorded)
+        self.sim = Simulator(state, traffic, limits, rng)
         self.slots = _Slots(state.spec.num_deployments)
         self._types = [t.name for t in state.spec.node_types]
         self._slot_of_real = _real_slots(log)[1]
@@ -146,6 +179,7 @@ class _Player:
         for n in np.flatnonzero(state.arrays.node_phase == NodePhase.ALIVE).tolist():
             self._slot_of_row[n] = self.slots.first(self._types[state.arrays.node_type[n]], state.node_ids[n])
         self.counts = [0, 0, 0]  # as recorded, from elsewhere, skipped
+        self.refusals: list[str] = []
 
     def note(self) -> None:
         st = self.sim.view.arrays
@@ -169,26 +203,30 @@ class _Player:
         is_own = (st.replica_deployment == event.deployment_idx) & (st.replica_phase == ReplicaPhase.RUNNING)
         candidates = np.flatnonzero(is_own & (st.replica_peer < 0) & (st.replica_node != destination)).tolist()
         candidates.sort(key=lambda r: st.replica_node[r] != source)
+        why = "no such replica" if destination >= 0 else f"no node {self._slot_of_real[event.to_node]}"
         for r in candidates if destination >= 0 else []:
             is_exact = int(st.replica_node[r]) == source
             try:
                 self.sim.start(self.sim.view, Move(r, destination))
-            except ExecutorError:
+            except ExecutorError as err:
+                why = str(err)
                 continue
             self.counts[0 if is_exact else 1] += 1
             return
         self.counts[2] += 1
+        self.refusals.append(f"{event.t_s:.0f} s: {why}")
 
 
-def replay_log(log: EventLog, state: ClusterState, rng: np.random.Generator) -> Replay:
+def replay_log(log: EventLog, state: ClusterState, rng: np.random.Generator, *, as_recorded: bool = False) -> Replay:
     """Simulates the time of a log.
 
     Args:
         log: Its load is offered and its moves are made.
         state: Where to begin: ``fitted_state`` of the log.
         rng: Draws the times.
+        as_recorded: See ``recorded_traffic``.
     """
-    player = _Player(log, state, rng)
+    player = _Player(log, state, rng, as_recorded)
     begins = [m for m in log.moves if m.phase == MovePhase.STARTING]
     player.note()
     num_steps = player.sim.num_steps_left
@@ -203,4 +241,5 @@ def replay_log(log: EventLog, state: ClusterState, rng: np.random.Generator) -> 
         moves_as_recorded=exact,
         moves_from_elsewhere=elsewhere,
         moves_skipped=skipped,
+        refusals=tuple(player.refusals),
     )
