@@ -35,6 +35,17 @@ class Trajectory:
     running: NDArray[np.int64]  # (P, S, D) replicas that serve
     targets: NDArray[np.int64]  # (P, D)
 
+    def until(self, end_s: float) -> "Trajectory":
+        """The part up to ``end_s``."""
+        rows = self.times_s <= end_s
+        return Trajectory(
+            times_s=self.times_s[rows],
+            slots=self.slots,
+            alive=self.alive[rows],
+            running=self.running[rows],
+            targets=self.targets[rows],
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Replay:

@@ -68,6 +68,7 @@ class ReplayScenario:
     upscale_delay_s: float = 5.0
     downscale_delay_s: float = 25.0
     look_back_s: float = 12.0
+    metrics_interval_s: float = 10.0  # Serve's default
     idle_timeout_s: float = 20.0
     fence_s: float = 60.0
 
@@ -181,6 +182,7 @@ def _deploy(app: ReplayApp, scenario: ReplayScenario) -> None:
             "upscale_delay_s": scenario.upscale_delay_s,
             "downscale_delay_s": scenario.downscale_delay_s,
             "look_back_period_s": scenario.look_back_s,
+            "metrics_interval_s": scenario.metrics_interval_s,
         },
     )(Sleeper)
     serve.run(deployment.bind(), name=app.name, route_prefix=f"/{app.name}", _local_testing_mode=False)
