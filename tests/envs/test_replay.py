@@ -83,7 +83,7 @@ def hand_state() -> ClusterState:
 
 
 def hand_poll(t: int) -> Poll:
-    """The cluster of ``LIVES`` at second ``t``; node B boots from 8 on, joins at 11, boots to 12 by name, ends at 32."""
+    """The cluster of ``LIVES`` at second ``t``; node B boots from 8 on, joins at 11, boots to 12 too, ends at 32."""
     replicas = []
     for replica_id, (d, created_s, steps) in LIVES.items():
         now = [(phase, node) for first, phase, node in steps if first <= t]
