@@ -378,7 +378,7 @@ def replayed(state: ClusterState, log: EventLog, *, as_recorded: bool = False, n
 
 @pytest.mark.parametrize("run", RUNS)
 def test_recorded_run_holds_what_is_to_be_replayed(run: str) -> None:
-    """About ten minutes, both node types launched, nodes released, scaling up and down, three finished moves or more."""
+    """About ten minutes, both node types launched, nodes released, scaling up and down, at least three moves done."""
     log, real = recorded(run), real_trajectory(recorded(run))
     assert log.duration_s == pytest.approx(600.0, abs=10.0)
     assert log.header.ray_version == "2.60.0"
