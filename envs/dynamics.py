@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rayfold.envs.bound import bound_of
 from rayfold.envs.cluster import SpecArrays
-from rayfold.envs.hidden import Constants, Hidden
+from rayfold.envs.hidden import TOP, Constants, Hidden
 from rayfold.envs.jit import inner, kernel
 from rayfold.envs.ledger import Entry
 from rayfold.envs.node_life import book_launch, finish_nodes, is_out_of_stock, scale_nodes
@@ -25,7 +25,7 @@ __all__ = ["Tally", "fresh_tally", "launch_move", "step"]
 
 _ABSENT, _BOOTING = int(NodePhase.ABSENT), int(NodePhase.BOOTING)
 _ALIVE, _DRAINING = int(NodePhase.ALIVE), int(NodePhase.DRAINING)
-_PENDING, _STARTING, _RUNNING = int(ReplicaPhase.PENDING), int(ReplicaPhase.STARTING), int(ReplicaPhase.RUNNING)
+_PENDING, _RUNNING = int(ReplicaPhase.PENDING), int(ReplicaPhase.RUNNING)
 _NODE_USD, _UNSERVED_USD, _BOUND_USD = int(Entry.NODE_USD), int(Entry.UNSERVED_USD), int(Entry.BOUND_USD)
 _NODE_H, _GPU_H, _UNSERVED_H = int(Entry.NODE_H), int(Entry.GPU_H), int(Entry.UNSERVED_REPLICA_H)
 _TOKENS, _ELAPSED = int(Entry.TOKENS), int(Entry.ELAPSED_S)
@@ -52,51 +52,61 @@ def fresh_tally(num_deployments: int) -> Tally:
 
 @inner
 def _count_replicas(spec: SpecArrays, st: StateArrays, hidden: Hidden, tally: Tally) -> None:
-    tally.running[:] = 0
-    tally.live[:] = 0
+    # Local names: numba counts references at every access to a field.
+    phases, deployment, peer, due_at_s = st.replica_phase, st.replica_deployment, st.replica_peer, hidden.replica_due_s
+    running, live = tally.running, tally.live
+    running[:] = 0
+    live[:] = 0
     top, num_pending, due_s = 0, 0, np.inf
-    for r in range(st.replica_phase.shape[0]):
-        phase = st.replica_phase[r]
+    for r in range(hidden.counters[TOP]):
+        phase = phases[r]
         if phase == 0:
             continue
         top = r + 1
-        due_s = min(due_s, hidden.replica_due_s[r])
-        d = st.replica_deployment[r]
+        due_s = min(due_s, due_at_s[r])
         if phase == _RUNNING:
-            tally.running[d] += 1
-            tally.live[d] += 1
-        elif phase in (_PENDING, _STARTING):
-            if st.replica_peer[r] < 0:
-                tally.live[d] += 1
-            if phase == _PENDING:
-                num_pending += 1
+            running[deployment[r]] += 1
+            live[deployment[r]] += 1
+        elif phase < _RUNNING:
+            live[deployment[r]] += int(peer[r] < 0)
+            num_pending += int(phase == _PENDING)
+    hidden.counters[TOP] = top
     tally.rows[0], tally.rows[1] = top, num_pending
     tally.sums[_REPLICA_DUE_S] = due_s
-    tally.sums[_BOUND] = bound_of(spec, tally.live)
+    tally.sums[_BOUND] = bound_of(spec, live)
 
 
 @inner
 def _count_nodes(spec: SpecArrays, st: StateArrays, hidden: Hidden, idle_timeout_s: float, tally: Tally) -> None:
     counts = count_nodes(st, spec.type_capacity.shape[0])
+    phases, node_type, is_head, releasable = st.node_phase, st.node_type, st.node_is_head, st.node_releasable
+    idle_since_s, ready_s, notice_s, end_s = (
+        st.node_idle_since_s,
+        hidden.node_ready_s,
+        hidden.node_notice_s,
+        hidden.node_end_s,
+    )
+    work_until_s, price, num_gpus = hidden.node_work_until_s, spec.type_price_usd_per_h, spec.type_num_gpus
+    min_nodes = spec.type_min_nodes
     usd_per_h, gpus, paid, due_s = 0.0, 0, 0, np.inf
-    for n in range(st.node_type.shape[0]):
-        phase, t = st.node_phase[n], st.node_type[n]
+    for n in range(phases.shape[0]):
+        phase, t = phases[n], node_type[n]
         if phase == _ABSENT:
             continue
-        never_comes = phase == _BOOTING and hidden.node_end_s[n] <= hidden.node_ready_s[n]
-        if not st.node_is_head[n] and not never_comes:
-            usd_per_h += spec.type_price_usd_per_h[t]
-            gpus += spec.type_num_gpus[t]
+        never_comes = phase == _BOOTING and end_s[n] <= ready_s[n]
+        if not is_head[n] and not never_comes:
+            usd_per_h += price[t]
+            gpus += num_gpus[t]
             paid += 1
-        due_s = min(due_s, hidden.node_work_until_s[n])
+        due_s = min(due_s, work_until_s[n])
         if phase == _BOOTING:
-            due_s = min(due_s, hidden.node_ready_s[n])
+            due_s = min(due_s, ready_s[n])
         elif phase == _DRAINING:
-            due_s = min(due_s, hidden.node_end_s[n])
+            due_s = min(due_s, end_s[n])
         else:
-            due_s = min(due_s, hidden.node_notice_s[n])
-            if st.node_releasable[n] and not st.node_is_head[n] and counts[t] > spec.type_min_nodes[t]:
-                due_s = min(due_s, st.node_idle_since_s[n] + idle_timeout_s)
+            due_s = min(due_s, notice_s[n])
+            if releasable[n] and not is_head[n] and counts[t] > min_nodes[t]:
+                due_s = min(due_s, idle_since_s[n] + idle_timeout_s)
     if tally.rows[1] > 0:
         for t in range(hidden.stockout_until_s.shape[0]):
             if hidden.stockout_until_s[t] > -np.inf:

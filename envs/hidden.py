@@ -17,7 +17,7 @@ __all__ = ["LOG_CANCELLED", "LOG_DONE", "LOG_FAILED", "Constants", "Hidden", "co
 
 LOG_DONE, LOG_FAILED, LOG_CANCELLED = 0, 1, 2
 
-NEXT_SERIAL, CURSOR, NUM_ENDED = 0, 1, 2  # in Hidden.counters
+NEXT_SERIAL, CURSOR, NUM_ENDED, TOP = 0, 1, 2, 3  # in Hidden.counters
 
 
 class Hidden(NamedTuple):
@@ -40,7 +40,7 @@ class Hidden(NamedTuple):
     wish_since_s: NDArray[np.float64]  # (D,) replica autoscaler: see decide_target
     wish_direction: NDArray[np.int64]  # (D,)
     lookback_sum: NDArray[np.float64]  # (D,) of ongoing requests over the look-back period
-    counters: NDArray[np.int64]  # (3,) next serial, spread cursor, moves in ended
+    counters: NDArray[np.int64]  # (4,) next serial, spread cursor, moves in ended, replica rows in use at most
     ended: NDArray[np.int64]  # (L, 2) id of a move that ended and how; emptied by the shell
     stream: NDArray[np.uint64]  # (1,) random numbers
 
@@ -96,7 +96,7 @@ def fresh_hidden(spec: ClusterSpec, num_nodes: int, num_replicas: int, rng: np.r
         wish_since_s=np.full(num_deployments, np.inf),
         wish_direction=np.zeros(num_deployments, np.int64),
         lookback_sum=np.zeros(num_deployments),
-        counters=np.array([num_replicas, 0, 0], np.int64),
+        counters=np.array([num_replicas, 0, 0, num_replicas], np.int64),
         ended=np.zeros((num_replicas, 2), np.int64),
         stream=new_stream(rng),
     )

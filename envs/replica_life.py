@@ -9,7 +9,17 @@ from numpy.typing import NDArray
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.draws import uniform, unit
 from rayfold.envs.groups import hold_group
-from rayfold.envs.hidden import CURSOR, LOG_CANCELLED, LOG_DONE, LOG_FAILED, NEXT_SERIAL, Constants, Hidden, end_move
+from rayfold.envs.hidden import (
+    CURSOR,
+    LOG_CANCELLED,
+    LOG_DONE,
+    LOG_FAILED,
+    NEXT_SERIAL,
+    TOP,
+    Constants,
+    Hidden,
+    end_move,
+)
 from rayfold.envs.jit import inner, kernel
 from rayfold.envs.ledger import Entry
 from rayfold.envs.placement import (
@@ -52,6 +62,7 @@ def new_serial(hidden: Hidden, r: int) -> int:
     """Gives row ``r`` the next number of the order of creation."""
     serial = hidden.counters[NEXT_SERIAL]
     hidden.counters[NEXT_SERIAL] += 1
+    hidden.counters[TOP] = max(hidden.counters[TOP], r + 1)
     hidden.replica_serial[r] = serial
     hidden.replica_move[r] = -1
     hidden.replica_fails[r] = False
@@ -306,7 +317,7 @@ def _place_pinned(
     ledger: NDArray[np.float64],
 ) -> None:
     """Replacements that wait for a node of their own: on it once it is alive, given up if it has no room."""
-    for r in range(st.replica_phase.shape[0]):
+    for r in range(hidden.counters[TOP]):
         n = st.replica_pinned_node[r]
         if st.replica_phase[r] != _PENDING or n < 0 or st.node_phase[n] == _BOOTING:
             continue
@@ -316,6 +327,17 @@ def _place_pinned(
         hold(spec, st, r, n)
         st.replica_pinned_node[r] = -1
         _start(spec, st, hidden, const, now_s, r, ledger)
+
+
+@inner
+def _comes_before(spec: SpecArrays, is_pack: bool, d: int, serial: int, other: int, other_serial: int) -> bool:
+    """Whether a pending replica is placed before another: largest first under pack, then as they were created."""
+    if d != other and is_pack:
+        if asks_more(spec, d, other):
+            return True
+        if asks_more(spec, other, d):
+            return False
+    return d < other or (d == other and serial < other_serial)
 
 
 @kernel
@@ -329,18 +351,22 @@ def place_pending(
 ) -> None:
     """Serve's scheduler: every pending replica goes to a node if one takes it, largest first under pack."""
     _place_pinned(spec, st, hidden, const, now_s, ledger)
-    num_replicas, num_deployments = st.replica_phase.shape[0], spec.demand.shape[0]
+    num_replicas, num_deployments = hidden.counters[TOP], spec.demand.shape[0]
     tried = np.zeros(num_replicas, np.bool_)
     is_full = np.zeros(num_deployments, np.bool_)  # of one shape none fits once one does not
     active = active_nodes(st)
+    phase, deployment, pinned, serial = (
+        st.replica_phase,
+        st.replica_deployment,
+        st.replica_pinned_node,
+        hidden.replica_serial,
+    )
     while True:
         best = -1
         for r in range(num_replicas):
-            if st.replica_phase[r] != _PENDING or tried[r] or st.replica_pinned_node[r] >= 0:
+            if phase[r] != _PENDING or tried[r] or pinned[r] >= 0 or is_full[deployment[r]]:
                 continue
-            if is_full[st.replica_deployment[r]]:
-                continue
-            if best < 0 or (const.is_pack and asks_more(spec, st.replica_deployment[r], st.replica_deployment[best])):
+            if best < 0 or _comes_before(spec, const.is_pack, deployment[r], serial[r], deployment[best], serial[best]):
                 best = r
         if best < 0:
             return
