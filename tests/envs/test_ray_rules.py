@@ -78,6 +78,7 @@ def test_decide_target_is_rays_default_policy(seed: int) -> None:
                 config.get_downscaling_factor(),
                 config.upscale_delay_s,
                 config.downscale_delay_s,
+                config.downscale_delay_s,
                 low,
                 high,
             )

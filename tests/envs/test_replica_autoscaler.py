@@ -33,8 +33,10 @@ class Kept(NamedTuple):
 
 def decide(now_s: float, total: float, running: int, kept: Kept, **more: float) -> Kept:
     """One decision; unless told otherwise 2 requests a replica, 10 s up, 20 s down, 0 to 8 replicas."""
-    values = {"ongoing": 2.0, "up": 1.0, "down": 1.0, "up_s": 10.0, "down_s": 20.0, "low": 0, "high": 8} | more
-    return Kept(*PORT(now_s, total, running, *kept, *values.values()))
+    values = {"ongoing": 2.0, "up": 1.0, "down": 1.0, "up_s": 10.0, "down_s": 20.0} | more
+    values = values | {"zero_s": values["down_s"], "low": 0, "high": 8} | more
+    order = ("ongoing", "up", "down", "up_s", "down_s", "zero_s", "low", "high")
+    return Kept(*PORT(now_s, total, running, *kept, *(values[name] for name in order)))
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,16 @@ def test_to_zero_by_way_of_one() -> None:
     assert kept == Kept(0)
     assert decide(70.0, 0.0, 0, kept) == Kept(0)
     assert decide(70.0, 0.0, 0, Kept(0, 65.0, 1)) == Kept(0)  # a wish from before the last one stopped is over
+
+
+@pytest.mark.parametrize(("zero_s", "at_s"), [(0.0, 0.0), (5.0, 5.0), (20.0, 20.0), (300.0, 300.0)])
+def test_to_zero_has_its_own_delay(zero_s: float, at_s: float) -> None:
+    """From one replica to none after ``downscale_to_zero_delay_s``; from two to one still after 20 s."""
+    assert decide(0.0, 0.0, 1, Kept(1), zero_s=zero_s).target == int(at_s > 0.0)
+    assert decide(at_s - 0.1, 0.0, 1, Kept(1, 0.0, -1), zero_s=zero_s).target == 1 or at_s == 0.0
+    assert decide(at_s, 0.0, 1, Kept(1, 0.0, -1), zero_s=zero_s).target == 0
+    assert decide(19.9, 0.0, 2, Kept(2, 0.0, -1), zero_s=zero_s).target == 2
+    assert decide(20.0, 0.0, 2, Kept(2, 0.0, -1), zero_s=zero_s).target == 1
 
 
 @pytest.mark.parametrize(("up", "target", "want"), [(1.0, 0, 1), (2.5, 0, 3), (0.2, 0, 1), (1.0, 5, 5), (20.0, 0, 8)])
@@ -197,6 +209,7 @@ def our_targets(config: AutoscalingConfig, steps: list[Step], rule: Rule = PORT)
                 config.get_downscaling_factor(),
                 config.upscale_delay_s,
                 config.downscale_delay_s,
+                config.downscale_delay_s,
                 config.min_replicas,
                 config.max_replicas,
             )
@@ -233,7 +246,7 @@ def _wish_forgotten(*a: Any) -> tuple[int, float, int]:
 
 def _straight_to_zero(*a: Any) -> tuple[int, float, int]:
     target, since_s, direction = PORT(*a)
-    return (0 if a[1] == 0 and target == 1 < a[3] and a[11] == 0 else target), since_s, direction
+    return (0 if a[1] == 0 and target == 1 < a[3] and a[12] == 0 else target), since_s, direction
 
 
 def _late_from_zero(*a: Any) -> tuple[int, float, int]:
