@@ -103,6 +103,7 @@ class AutoscalingConfig:
     target_ongoing_requests: float = 2.0
     upscale_delay_s: float = 30.0
     downscale_delay_s: float = 600.0
+    downscale_to_zero_delay_s: float | None = None  # from one replica to none; None = downscale_delay_s
     upscaling_factor: float = 1.0
     downscaling_factor: float = 1.0
     look_back_period_s: float = 30.0
@@ -170,6 +171,7 @@ class SpecArrays(NamedTuple):
     max_ongoing: NDArray[np.float64]  # (D,)
     upscale_delay_s: NDArray[np.float64]  # (D,)
     downscale_delay_s: NDArray[np.float64]  # (D,)
+    downscale_to_zero_delay_s: NDArray[np.float64]  # (D,)
     upscaling_factor: NDArray[np.float64]  # (D,)
     downscaling_factor: NDArray[np.float64]  # (D,)
     startup_s: NDArray[np.float64]  # (D, 2) min, max
@@ -249,6 +251,12 @@ class ClusterSpec:
             max_ongoing=floats([d.max_ongoing_requests for d in deps]),
             upscale_delay_s=floats([a.upscale_delay_s for a in scaling]),
             downscale_delay_s=floats([a.downscale_delay_s for a in scaling]),
+            downscale_to_zero_delay_s=floats(
+                [
+                    a.downscale_delay_s if a.downscale_to_zero_delay_s is None else a.downscale_to_zero_delay_s
+                    for a in scaling
+                ]
+            ),
             upscaling_factor=floats([a.upscaling_factor for a in scaling]),
             downscaling_factor=floats([a.downscaling_factor for a in scaling]),
             startup_s=np.array([tuple(d.startup_s) for d in deps], np.float64),

@@ -134,6 +134,7 @@ def _scale_replicas(
             spec.downscaling_factor[d],
             spec.upscale_delay_s[d],
             spec.downscale_delay_s[d],
+            spec.downscale_to_zero_delay_s[d],
             spec.min_replicas[d],
             spec.max_replicas[d],
         )

@@ -75,6 +75,7 @@ class AutoscalingModel(_Model):
     target_ongoing_requests: Positive = 2.0
     upscale_delay_s: Amount = 30.0
     downscale_delay_s: Amount = 600.0
+    downscale_to_zero_delay_s: Amount | None = None
     upscaling_factor: Positive = 1.0
     downscaling_factor: Positive = 1.0
     look_back_period_s: Positive = 30.0
