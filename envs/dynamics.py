@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.ledger import Entry
 from rayfold.envs.node_autoscaler import add_node, choose_launches, count_nodes, is_expired, remove_node
-from rayfold.envs.placement import asks_more, hold, let_go, next_to_stop, pack_node, spread_node
+from rayfold.envs.placement import active_nodes, asks_more, hold, let_go, next_to_stop, pack_node, spread_node
 from rayfold.envs.replica_autoscaler import decide_target
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 from rayfold.envs.transition import cancel_move, free_row
@@ -166,6 +166,7 @@ def place_pending(
     """Serve's scheduler: every pending replica goes to a node if one takes it, largest first under pack."""
     num_replicas = st.replica_phase.shape[0]
     tried = np.zeros(num_replicas, np.bool_)
+    active = active_nodes(st)
     while True:
         best = -1
         for r in range(num_replicas):
@@ -177,11 +178,12 @@ def place_pending(
             return
         tried[best] = True
         d = st.replica_deployment[best]
-        n = pack_node(spec, st, now_s, d) if is_pack else spread_node(spec, st, now_s, d, hidden.counters[1])
+        n = pack_node(spec, st, now_s, d, active) if is_pack else spread_node(spec, st, now_s, d, hidden.counters[1])
         if n < 0:
             continue
         hidden.counters[1] = n + 1
         st.node_fenced_until_s[n] = -np.inf  # the replica fits nowhere else: the fence yields
+        active[n] = True
         hold(spec, st, best, n)
         st.replica_phase[best] = _STARTING
         st.replica_since_s[best] = now_s

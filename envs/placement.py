@@ -14,6 +14,7 @@ from rayfold.envs.safety import capacity_reason
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
 __all__ = [
+    "active_nodes",
     "asks_more",
     "best_fit_node",
     "hold",
@@ -80,7 +81,10 @@ def asks_more(spec: SpecArrays, a: int, b: int) -> bool:
     for k in range(spec.demand.shape[1]):
         if spec.demand[a, k] != spec.demand[b, k]:
             return bool(spec.demand[a, k] > spec.demand[b, k])
-    return False
+    # A limit per node is a share of a resource that every node has one of; it counts last.
+    if a == b or spec.max_per_node[a] <= 0 or spec.max_per_node[b] > 0:
+        return bool(a < b and spec.max_per_node[a] > 0)
+    return True
 
 
 @njit(cache=True, inline="always")
@@ -93,30 +97,60 @@ def less_left(spec: SpecArrays, st: StateArrays, a: int, b: int) -> bool:
     return False
 
 
+@njit(cache=True)
+def fits_better(spec: SpecArrays, st: StateArrays, a: int, b: int) -> bool:
+    """``less_left``, and of nodes with as much left the one with more replicas that have a limit per node.
+
+    The limit is a share of a resource that every node has one of; ``Resources.__lt__`` comes to it last.
+    """
+    if less_left(spec, st, a, b):
+        return True
+    if less_left(spec, st, b, a):
+        return False
+    for d in range(spec.demand.shape[0]):
+        if spec.max_per_node[d] > 0:
+            more = 0
+            for r in range(st.replica_node.shape[0]):
+                if st.replica_deployment[r] == d:
+                    more += int(st.replica_node[r] == a) - int(st.replica_node[r] == b)
+            if more != 0:
+                return bool(more > 0)
+    return False
+
+
 @njit(cache=True, inline="always")
 def best_fit_node(spec: SpecArrays, st: StateArrays, d: int, allowed: NDArray[np.bool_]) -> int:
     """Node of ``allowed`` ``(N,)`` that one replica of ``d`` leaves fullest, -1 if it fits on none."""
     best = -1
     for n in range(st.node_type.shape[0]):
-        if allowed[n] and capacity_reason(spec, st, d, n) == 0 and (best < 0 or less_left(spec, st, n, best)):
+        if allowed[n] and capacity_reason(spec, st, d, n) == 0 and (best < 0 or fits_better(spec, st, n, best)):
             best = n
     return best
 
 
 @njit(cache=True)
-def pack_node(spec: SpecArrays, st: StateArrays, now_s: float, d: int) -> int:
-    """Best fit: occupied nodes first, then empty ones, fenced ones last (Ray cancels its compaction then).
+def active_nodes(st: StateArrays) -> NDArray[np.bool_]:
+    """Nodes with a running replica: ``(N,)``. To Ray every other node is idle, starting replicas or not."""
+    active = np.zeros(st.node_type.shape[0], np.bool_)
+    for r in range(st.replica_phase.shape[0]):
+        if st.replica_phase[r] == _RUNNING:
+            active[st.replica_node[r]] = True
+    return active
+
+
+@njit(cache=True)
+def pack_node(spec: SpecArrays, st: StateArrays, now_s: float, d: int, active: NDArray[np.bool_]) -> int:
+    """Best fit: active nodes first, then empty ones, fenced ones last (Ray cancels its compaction then).
 
     Returns:
         Node row, -1 if the replica fits nowhere.
     """
     num_nodes = st.node_type.shape[0]
-    counts = replicas_on(st)
     allowed = np.zeros(num_nodes, np.bool_)
     for stage in range(3):
         for n in range(num_nodes):
             fenced = st.node_fenced_until_s[n] > now_s
-            wanted = (stage == 0 and counts[n] > 0) or (stage == 1 and counts[n] == 0)
+            wanted = (stage == 0 and active[n]) or (stage == 1 and not active[n])
             allowed[n] = st.node_phase[n] == _ALIVE and (fenced if stage == 2 else (wanted and not fenced))
         n = best_fit_node(spec, st, d, allowed)
         if n >= 0:
@@ -149,8 +183,8 @@ def next_to_stop(st: StateArrays, d: int, serial: NDArray[np.int64]) -> int:
     """The replica of ``d`` that a downscale stops first, -1 if there is none.
 
     ``_get_replicas_to_stop``: not running ones, then off the head node, then on the node with the fewest
-    replicas, then the newest. A replica that is being moved goes before other running ones: Serve stops its
-    starting replacement and finds the old one in surplus.
+    replicas (of those the one met first), then the newest. A replica that is being moved goes before other running
+    ones: Serve stops its starting replacement and finds the old one in surplus.
 
     Args:
         st: State.
@@ -158,11 +192,14 @@ def next_to_stop(st: StateArrays, d: int, serial: NDArray[np.int64]) -> int:
         serial: ``(R,)`` creation order.
     """
     counts = np.zeros(st.node_type.shape[0], np.int64)
+    met = np.full(st.node_type.shape[0], 1 << 62, np.int64)  # when Ray, deployment by deployment, meets the node
     for r in range(st.replica_node.shape[0]):
-        if st.replica_node[r] >= 0 and st.replica_phase[r] == _RUNNING:
-            counts[st.replica_node[r]] += 1
+        n = st.replica_node[r]
+        if n >= 0 and st.replica_phase[r] == _RUNNING:
+            counts[n] += 1
+            met[n] = min(met[n], (st.replica_deployment[r] << 40) + serial[r])
     best = -1
-    best_key = (9, 9, 0, 0)
+    best_key = (9, 9, 0, 0, 0)
     for r in range(st.replica_phase.shape[0]):
         phase = st.replica_phase[r]
         if st.replica_deployment[r] != d or phase < _PENDING or phase > _RUNNING:
@@ -170,10 +207,10 @@ def next_to_stop(st: StateArrays, d: int, serial: NDArray[np.int64]) -> int:
         if phase != _RUNNING:
             if st.replica_peer[r] >= 0:
                 continue  # a replacement goes with the replica it replaces
-            key = (0, 0, 0, -serial[r])
+            key = (0, 0, 0, 0, -serial[r])
         else:
             n = st.replica_node[r]
-            key = (1 if st.replica_peer[r] >= 0 else 2, int(st.node_is_head[n]), counts[n], -serial[r])
+            key = (1 if st.replica_peer[r] >= 0 else 2, int(st.node_is_head[n]), counts[n], met[n], -serial[r])
         if best < 0 or key < best_key:
             best, best_key = r, key
     return int(best)

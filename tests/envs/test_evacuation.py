@@ -34,7 +34,8 @@ def by_single_moves(state: ClusterState, node: int) -> dict[int, int] | None:
     here = np.flatnonzero((st.replica_node == node) & (st.replica_phase != ReplicaPhase.STOPPING))
     demand = state.spec.arrays.demand[st.replica_deployment]
     plan: dict[int, int] = {}
-    for r in sorted(here, key=lambda r: tuple(-demand[r])):
+    is_limited = state.spec.arrays.max_per_node[st.replica_deployment] > 0
+    for r in sorted(here, key=lambda r: (*-demand[r], not is_limited[r])):
         if st.replica_phase[r] == ReplicaPhase.RUNNING and st.replica_peer[r] >= 0:
             continue
         free = state.arrays.node_free

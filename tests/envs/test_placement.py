@@ -1,9 +1,18 @@
-"""Placement by second routes and by hand; ``test_ray_rules.py`` runs the same rules beside Ray's own classes."""
+"""Placement by second routes and by hand; ``tests/ray_oracle`` runs the same rules beside Ray's own classes."""
 
 import numpy as np
 import pytest
 
-from rayfold.envs.placement import asks_more, best_fit_node, hold, let_go, next_to_stop, pack_node, spread_node
+from rayfold.envs.placement import (
+    active_nodes,
+    asks_more,
+    best_fit_node,
+    hold,
+    let_go,
+    next_to_stop,
+    pack_node,
+    spread_node,
+)
 from rayfold.envs.safety import capacity_reason
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from tests.envs.clusters import add_node, add_replica, empty_state, random_state, small_spec
@@ -24,7 +33,7 @@ def is_fenced(state: ClusterState, n: int) -> bool:
 
 
 def test_pack_by_a_sort() -> None:
-    """On 300 random states: the smallest by (fenced, empty unless fenced, what is left, row)."""
+    """On 300 random states: the smallest by (fenced, idle unless fenced, what is left, limited replicas, row)."""
     num_fenced = num_empty = 0
     for seed in range(300):
         state = random_state(np.random.default_rng(seed))
@@ -33,14 +42,16 @@ def test_pack_by_a_sort() -> None:
             keys = {
                 n: (
                     is_fenced(state, n),
-                    not is_fenced(state, n) and not (st.replica_node == n).any(),
+                    not is_fenced(state, n)
+                    and not ((st.replica_node == n) & (st.replica_phase == ReplicaPhase.RUNNING)).any(),
                     tuple(st.node_free[n].round(6)),
+                    -int(((st.replica_node == n) & (st.replica_deployment == SINGLE)).sum()),
                     n,
                 )
                 for n in takers(state, d)
             }
             want = min(keys, key=lambda n: keys[n], default=-1)
-            assert pack_node(state.spec.arrays, st, state.now_s, d) == want, (seed, d)
+            assert pack_node(state.spec.arrays, st, state.now_s, d, active_nodes(st)) == want, (seed, d)
             num_fenced += want >= 0 and keys[want][0]
             num_empty += want >= 0 and keys[want][1]
     assert num_fenced > 10
@@ -94,13 +105,15 @@ def test_best_fit_looks_at_the_dear_resource_first() -> None:
 
 
 def test_larger_asks_more() -> None:
-    """By GPUs; equal requests are not larger than each other."""
+    """By GPUs, then by a limit per node; equal requests are not larger than each other."""
     spec = small_spec().arrays
     assert asks_more(spec, TWO, ONE)
     assert asks_more(spec, ONE, HALF)
     assert not asks_more(spec, HALF, TWO)
     assert not asks_more(spec, ONE, SINGLE)
-    assert not asks_more(spec, SINGLE, ONE)
+    assert asks_more(spec, SINGLE, ONE)
+    assert not asks_more(spec, ONE, ONE)
+    assert not asks_more(spec, SINGLE, SINGLE)
 
 
 def test_hold_and_let_go_are_inverse() -> None:
