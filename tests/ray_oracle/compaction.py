@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from ray.serve._private import deployment_state
-from ray.serve._private.common import DeploymentStatus
+from ray.serve._private.common import DeploymentStatus, ReplicaID
 from ray.serve._private.deployment_state import DeploymentStateManager
 
 from rayfold.envs.safety import Limits
@@ -25,6 +25,7 @@ from tests.ray_oracle.scheduler import (
     node_row,
     packing,
     replica_id,
+    replica_row,
     request,
     scheduler_of,
 )
@@ -94,8 +95,8 @@ class _Deployment:
         rows = [int(r) for r in np.flatnonzero(is_pending)]
         key = deployment_id(self._manager.state.spec.deployments[self._d])
         known = {*scheduler._pending_replicas[key], *scheduler._launching_replicas[key]}
-        new = [r for r in rows if replica_id(self._manager.state, r) not in known]
-        return [request(self._manager.state, self._d, str(r), self._manager.chosen) for r in new], None
+        new = [replica for r in rows if (replica := self._manager.name(self._manager.state, r)) not in known]
+        return [request(self._manager.state, replica, self._d, self._manager.chosen) for replica in new], None
 
     def __getattr__(self, name: str) -> Any:
         """The rest of ``update`` concerns actors, broadcasts and autoscaling, and there are none."""
@@ -108,6 +109,7 @@ class RaysManager:
     def __init__(self, state: ClusterState) -> None:
         self.state, self.chosen = state, {}  # type: ClusterState, dict[str, Any]
         self.scheduler: RaysScheduler = scheduler_of(state)
+        self._lives = [0] * len(state.arrays.replica_phase)
         manager: Any = DeploymentStateManager.__new__(DeploymentStateManager)
         manager._deployment_states = {
             deployment_id(deployment): _Deployment(self, d) for d, deployment in enumerate(state.spec.deployments)
@@ -120,6 +122,10 @@ class RaysManager:
         manager._handle_scheduling_request_failures = lambda *a: None
         manager._deployment_status_gauge = SimpleNamespace(set=lambda *a, **k: None)
         self.manager = manager
+
+    def name(self, state: ClusterState, r: int) -> ReplicaID:
+        """Ray's name of the replica that has row ``r`` now."""
+        return replica_id(state, r, self._lives[r])
 
     @property
     def node(self) -> int | None:
@@ -139,7 +145,7 @@ class RaysManager:
             self._tell(before, state, r)
         self.chosen.clear()
         self.manager.update()
-        return {int(r): node_row(s.node_id) for r, s in self.chosen.items() if hasattr(s, "node_id")}
+        return {replica_row(r): node_row(s.node_id) for r, s in self.chosen.items() if hasattr(s, "node_id")}
 
     def _tell(self, before: ClusterState, after: ClusterState, r: int) -> None:
         old, new = before.arrays, after.arrays
@@ -147,11 +153,12 @@ class RaysManager:
         is_same = old.replica_deployment[r] == new.replica_deployment[r]
         is_older = is_same and old.replica_phase[r] <= new.replica_phase[r] <= ReplicaPhase.RUNNING
         if old.replica_phase[r] in known and not is_older:
-            self.scheduler.on_replica_stopping(replica_id(before, r))
+            self.scheduler.on_replica_stopping(self.name(before, r))
+            self._lives[r] += 1
         if new.replica_phase[r] == ReplicaPhase.STARTING:
-            self.scheduler._on_replica_launching(replica_id(after, r), target_node_id=node_id(new.replica_node[r]))
+            self.scheduler._on_replica_launching(self.name(after, r), target_node_id=node_id(new.replica_node[r]))
         elif new.replica_phase[r] == ReplicaPhase.RUNNING:
-            self.scheduler.on_replica_running(replica_id(after, r), node_id(new.replica_node[r]))
+            self.scheduler.on_replica_running(self.name(after, r), node_id(new.replica_node[r]))
 
 
 def agree(ours: RayServe, rays: RaysManager) -> bool:

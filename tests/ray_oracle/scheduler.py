@@ -1,7 +1,7 @@
 """Ray's ``DeploymentScheduler`` that knows a ``ClusterState``.
 
-Row r is replica ``str(r)``, row n is node ``node_id(n)``. Only iteration orders are ours: nodes come by row, and so do
-the replicas of a node, where Ray iterates over sets of strings.
+Row r is replica ``replica_id(r)``, row n is node ``node_id(n)``. Only iteration orders are ours: nodes come by row, and
+so do the replicas of a node, where Ray iterates over sets of strings.
 """
 
 from typing import Any
@@ -32,6 +32,7 @@ __all__ = [
     "scheduler_of",
 ]
 
+_LIVES = 10_000
 _RAY_NAME = {"memory_gib": "memory"}
 Need: Any = RequestedResources  # Ray ships no types
 
@@ -51,9 +52,15 @@ def node_row(name: str) -> int:
     return int(name, 16)
 
 
-def replica_id(state: ClusterState, r: int) -> ReplicaID:
-    """Ray's name of replica row ``r``."""
-    return ReplicaID(str(r), deployment_id(state.spec.deployments[state.arrays.replica_deployment[r]]))
+def replica_id(state: ClusterState, r: int, life: int = 0) -> ReplicaID:
+    """Ray's name of replica row ``r``; ``life`` counts who has had the row before, since Ray uses no name twice."""
+    name = str(r + _LIVES * life)
+    return ReplicaID(name, deployment_id(state.spec.deployments[state.arrays.replica_deployment[r]]))
+
+
+def replica_row(name: str) -> int:
+    """The row of a name."""
+    return int(name) % _LIVES
 
 
 def as_ray(resources: dict[str, float]) -> dict[str, float]:
@@ -102,7 +109,9 @@ class RaysScheduler(DeploymentScheduler):
     """With replicas of a node in order of rows, where Ray has a set of them."""
 
     def _movable_replicas(self, replica_ids: Any) -> Any:
-        return dict.fromkeys(sorted(super()._movable_replicas(replica_ids), key=lambda r: int(r.unique_id))).keys()
+        return dict.fromkeys(
+            sorted(super()._movable_replicas(replica_ids), key=lambda r: replica_row(r.unique_id))
+        ).keys()
 
 
 def scheduler_of(state: ClusterState) -> RaysScheduler:
@@ -114,6 +123,9 @@ def scheduler_of(state: ClusterState) -> RaysScheduler:
     for deployment in state.spec.deployments:
         key = deployment_id(deployment)
         scheduler.on_deployment_created(key, SpreadDeploymentSchedulingPolicy())
+        # Ray's dicts list deployments in the order in which they first had such a replica: here that of their rows.
+        assert not scheduler._pending_replicas[key]
+        assert not scheduler._running_replicas[key]
         info = scheduler._deployments[key]
         info.actor_resources = Need(as_ray({n: deployment.shape.total(n) for n in state.spec.resource_names}))
         info.label_selector = dict(deployment.label_selector) or None
@@ -139,16 +151,16 @@ class _ActorClass:
         return self
 
 
-def request(state: ClusterState, d: int, name: str, chosen: dict[str, Any]) -> ReplicaSchedulingRequest:
-    """Asks Ray for one replica of deployment ``d``; ``chosen[name]`` becomes the strategy it is created with."""
+def request(state: ClusterState, replica: ReplicaID, d: int, chosen: dict[str, Any]) -> ReplicaSchedulingRequest:
+    """Asks Ray for a replica of deployment ``d``; ``chosen`` gets the strategy it is created with, by its name."""
     deployment = state.spec.deployments[d]
     actor: Any = _ActorClass()
     return ReplicaSchedulingRequest(
-        replica_id=ReplicaID(name, deployment_id(deployment)),
+        replica_id=replica,
         actor_def=actor,
         actor_resources=as_ray({n: deployment.shape.total(n) for n in state.spec.resource_names}),
         actor_options={"label_selector": dict(deployment.label_selector)} if deployment.label_selector else {},
         actor_init_args=(),
-        on_scheduled=lambda handle, placement_group: chosen.__setitem__(name, actor.strategy),
+        on_scheduled=lambda handle, placement_group: chosen.__setitem__(replica.unique_id, actor.strategy),
         max_replicas_per_node=deployment.max_replicas_per_node or None,
     )

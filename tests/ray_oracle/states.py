@@ -14,6 +14,7 @@ from rayfold.envs.cluster import (
     ReplicaShape,
     SchedulingStrategy,
 )
+from rayfold.envs.placement import let_go
 from rayfold.envs.safety import Reason, capacity_reason
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from tests.envs.clusters import add_node, add_replica, empty_state
@@ -81,10 +82,13 @@ def random_cluster(
     if draw.random() < head_prob:
         st.node_is_head[0] = True
     alive = np.flatnonzero(st.node_phase == NodePhase.ALIVE)
-    for _ in range(int(draw.integers(1, 4 * len(alive)))):
+    for _ in range(int(draw.integers(1, 6 * len(alive)))):
         d, n = int(draw.integers(spec.num_deployments)), int(draw.choice(alive))
         if capacity_reason(spec.arrays, st, d, n) == Reason.ALLOWED:
             add_replica(state, d, n, phases[int(draw.integers(len(phases)))])
+    for r in np.flatnonzero((st.replica_phase != ReplicaPhase.EMPTY) & (draw.random(NUM_REPLICAS) < draw.random() / 2)):
+        st.deployment_target[st.replica_deployment[r]] -= 1  # leaves shares of devices behind
+        let_go(spec.arrays, st, int(r), NOW_S)
     return settle(state)
 
 
