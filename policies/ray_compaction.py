@@ -89,14 +89,17 @@ def _compare_sizes(spec: SpecArrays, a: int, b: int) -> int:
 
 @njit(cache=True)
 def replicas_to_move(spec: SpecArrays, st: StateArrays, node: int) -> NDArray[np.int64]:
-    """RUNNING rows of ``node``, largest demand first, equal ones in order of rows."""
+    """RUNNING rows of ``node``, largest demand first, equal ones by deployment, then in order of rows."""
     rows = np.empty(st.replica_phase.shape[0], np.int64)
     count = 0
     for r in range(rows.shape[0]):
         if st.replica_node[r] != node or st.replica_phase[r] != _RUNNING:
             continue
-        i = count
-        while i > 0 and _asks_more(spec, st.replica_deployment[r], st.replica_deployment[rows[i - 1]]):
+        i, d = count, st.replica_deployment[r]
+        while i > 0:
+            other = st.replica_deployment[rows[i - 1]]
+            if not _asks_more(spec, d, other) and (_asks_more(spec, other, d) or d >= other):
+                break
             rows[i] = rows[i - 1]
             i -= 1
         rows[i] = r

@@ -1,6 +1,6 @@
 """Serve's replica autoscaling rule by hand, and beside Ray's public policy with a check that can fail.
 
-``test_ray_rules.py`` runs the same rule beside Ray's core policy on uneven clocks.
+``test_ray_rules.py`` runs it beside the whole of ``DeploymentAutoscalingState``.
 """
 
 import itertools

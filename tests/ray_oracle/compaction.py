@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from ray.serve._private import deployment_state
-from ray.serve._private.common import DeploymentStatus, ReplicaID
+from ray.serve._private.common import DeploymentID, DeploymentStatus, ReplicaID
 from ray.serve._private.deployment_state import DeploymentStateManager
 
 from rayfold.envs.safety import Limits
@@ -33,7 +33,7 @@ from tests.ray_oracle.states import random_cluster
 from tests.ray_oracle.tally import Tally
 from tests.ray_oracle.world import World
 
-__all__ = ["LIMITS", "RaysManager", "agree", "find_nodes", "sequences"]
+__all__ = ["LIMITS", "RaysManager", "agree", "destinations", "find_nodes", "sequences"]
 
 LIMITS = Limits(max_concurrent_moves=100, deployment_cooldown_s=0.0, fence_s=1e6)
 GPU_SHARES = (0.0, 0.25, 0.5, 1.0, 2.0)
@@ -55,6 +55,35 @@ def find_nodes(num_states: int, seed: int) -> Tally:
             mismatches.append(f"seed {seed}, state {i}: ours {ours}, Ray's {rays}")
     assert 0.1 * num_states < found < 0.95 * num_states, f"{found} of {num_states} states had such a node"
     return Tally(num_states, num_states, tuple(mismatches))
+
+
+def destinations(num_states: int, seed: int) -> Tally:
+    """Where the replacements go, all started at once, beside ``schedule`` under a compaction; whole GPUs, no head."""
+    mismatches, found, decisions = [], 0, 0
+    for i in range(num_states):
+        draw = np.random.default_rng([seed, i])
+        state = random_cluster(draw, head_prob=0.0)
+        st, ours = state.arrays, RayServe(LIMITS)
+        chosen: dict[str, Any] = {}
+        own = sorted((int(st.replica_deployment[m.replica_idx]), m.node_idx) for m in ours.plan(state, draw).moves)
+        with packing(Clock(state.now_s)):
+            scheduler = scheduler_of(state)
+            node = scheduler.get_node_to_compact(allow_new_compaction=True)
+            if node is None:
+                continue
+            upscales: dict[DeploymentID, list[Any]] = {}
+            for r in np.flatnonzero((st.replica_node == node_row(node[0])) & (st.replica_phase != ReplicaPhase.EMPTY)):
+                d = int(st.replica_deployment[r])
+                key = deployment_id(state.spec.deployments[d])
+                replacement = ReplicaID(f"{d} {len(upscales.get(key, []))}", key)
+                upscales.setdefault(key, []).append(request(state, replacement, d, chosen))
+            scheduler.schedule(dict(sorted(upscales.items(), key=lambda item: item[0].name)), {})
+        rays = sorted((int(name.split()[0]), node_row(s.node_id)) for name, s in chosen.items())
+        found, decisions = found + 1, decisions + len(rays)
+        if own != rays or ours.node != node_row(node[0]):
+            mismatches.append(f"seed {seed}, state {i}: ours {ours.node}: {own}, Ray's {node_row(node[0])}: {rays}")
+    assert found > 0.2 * num_states, f"{found} of {num_states} states had such a node"
+    return Tally(num_states, decisions, tuple(mismatches))
 
 
 class _Deployment:
@@ -139,13 +168,17 @@ class RaysManager:
         Returns:
             Node rows that Ray has just chosen, for PENDING rows.
         """
+        self.tell(state)
+        self.chosen.clear()
+        self.manager.update()
+        return {replica_row(r): node_row(s.node_id) for r, s in self.chosen.items() if hasattr(s, "node_id")}
+
+    def tell(self, state: ClusterState) -> None:
+        """Tells Ray's scheduler what has changed, without asking it anything."""
         before, self.state = self.state, state
         self.manager._cluster_node_info_cache.state = state
         for r in range(len(state.arrays.replica_phase)):
             self._tell(before, state, r)
-        self.chosen.clear()
-        self.manager.update()
-        return {replica_row(r): node_row(s.node_id) for r, s in self.chosen.items() if hasattr(s, "node_id")}
 
     def _tell(self, before: ClusterState, after: ClusterState, r: int) -> None:
         old, new = before.arrays, after.arrays
@@ -172,10 +205,12 @@ def agree(ours: RayServe, rays: RaysManager) -> bool:
     )
 
 
-def sequences(num_states: int, seed: int) -> Tally:
+def sequences(num_states: int, seed: int, max_mismatches: int = 1000) -> Tally:
     """Nodes, failures, back-off and scans over random worlds of ``STEPS`` looks each."""
     mismatches, begun, ended = [], 0, 0
     for i in range(max(1, num_states // STEPS)):
+        if len(mismatches) >= max_mismatches:
+            return Tally(i * STEPS, i * STEPS, tuple(mismatches))
         draw, clock = np.random.default_rng([seed, i]), Clock()
         with packing(clock), clock.read_by(deployment_state, RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY=True):
             world = World(random_cluster(draw, gpus=GPU_SHARES), draw)

@@ -1,12 +1,14 @@
 """The ports under one name each, so that a change of a kernel's signature is a change of one line here."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rayfold.envs.dynamics import Hidden, place_pending
 from rayfold.envs.placement import let_go, next_to_stop
 from rayfold.envs.state import ClusterState, ReplicaPhase
+from rayfold.envs.traffic import _moving_mean
 
-__all__ = ["place", "stop"]
+__all__ = ["look_back_means", "place", "stop"]
 
 
 def place(state: ClusterState) -> dict[int, int]:
@@ -30,7 +32,7 @@ def place(state: ClusterState) -> dict[int, int]:
     return {int(r): int(st.replica_node[r]) for r in waiting if st.replica_node[r] >= 0}
 
 
-def stop(state: ClusterState, d: int, count: int, serial: np.ndarray) -> list[int]:
+def stop(state: ClusterState, d: int, count: int, serial: NDArray[np.int64]) -> list[int]:
     """Rows of ``d`` that a downscale by ``count`` stops; the state is written."""
     rows: list[int] = []
     for _ in range(count):
@@ -40,3 +42,10 @@ def stop(state: ClusterState, d: int, count: int, serial: np.ndarray) -> list[in
         rows.append(r)
         let_go(state.spec.arrays, state.arrays, r, state.now_s)
     return rows
+
+
+def look_back_means(ongoing: NDArray[np.float64], *, step_s: float, look_back_s: float) -> list[float]:
+    """Mean requests of the look-back period at the end of each step, for loads ``(T,)``."""
+    window = np.array([round(look_back_s / step_s)], np.int64)
+    means: list[float] = _moving_mean(ongoing[:, None], window)[:, 0].tolist()
+    return means

@@ -106,12 +106,15 @@ class NodeInfo:
 
 
 class RaysScheduler(DeploymentScheduler):
-    """With replicas of a node in order of rows, where Ray has a set of them."""
+    """With replicas of a node in order of deployments and rows, where Ray has a set of them."""
 
     def _movable_replicas(self, replica_ids: Any) -> Any:
-        return dict.fromkeys(
-            sorted(super()._movable_replicas(replica_ids), key=lambda r: replica_row(r.unique_id))
-        ).keys()
+        order = list(self._deployments)
+
+        def key(r: ReplicaID) -> tuple[int, int]:
+            return order.index(r.deployment_id), replica_row(r.unique_id)
+
+        return dict.fromkeys(sorted(super()._movable_replicas(replica_ids), key=key)).keys()
 
 
 def scheduler_of(state: ClusterState) -> RaysScheduler:
