@@ -103,14 +103,14 @@ def wavy_traffic(spec: ClusterSpec, num_steps: int) -> Traffic:
 
 
 def test_in_the_simulator_ray_would_do_the_same() -> None:
-    """Four hours in steps of five seconds, Ray's classes told of all that happens: the same decisions at each step."""
+    """Two hours in steps of five seconds, Ray's classes told of all that happens: the same decisions at each step."""
     base = small_spec()
     settings = base.settings.__class__(
         scheduling=base.settings.scheduling, idle_timeout_s=120.0, decision_interval_s=5.0, substep_s=5.0
     )
     spec = ClusterSpec(node_types=base.node_types, deployments=base.deployments[:2], settings=settings)
     start = empty_state(spec, now_s=NOW_S, num_nodes=6, num_replicas=30)
-    num_steps, clock, begun = 4 * 720, Clock(NOW_S), 0
+    num_steps, clock, begun = 2 * 720, Clock(NOW_S), 0
     simulator = Simulator(start, wavy_traffic(spec, num_steps), LIMITS, rng())
     with packing(clock), clock.read_by(deployment_state, RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY=True):
         rays, ours = RaysManager(simulator.state()), RayServe(LIMITS)

@@ -207,7 +207,8 @@ def agree(ours: RayServe, rays: RaysManager) -> bool:
 
 def sequences(num_states: int, seed: int, max_mismatches: int = 1000) -> Tally:
     """Nodes, failures, back-off and scans over random worlds of ``STEPS`` looks each."""
-    mismatches, begun, ended = [], 0, 0
+    mismatches: list[str] = []
+    begun = ended = 0
     for i in range(max(1, num_states // STEPS)):
         if len(mismatches) >= max_mismatches:
             return Tally(i * STEPS, i * STEPS, tuple(mismatches))

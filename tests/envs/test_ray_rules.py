@@ -1,0 +1,108 @@
+"""Rules ported from Ray Serve, beside Ray's own classes on random states: the comparisons of ``tests/ray_oracle``.
+
+``tests/policies/test_ray_serve.py`` does the same for compaction, ``test_node_autoscaler.py`` for launches.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayfold.envs.placement import let_go
+from rayfold.envs.replica_autoscaler import decide_target
+from rayfold.envs.state import ClusterState, ReplicaPhase
+from tests.ray_oracle import autoscaling, ours, placement
+
+SEED = 202
+PORT: autoscaling.Rule = decide_target
+
+
+def test_placement_is_rays() -> None:
+    """1,000 batches of pending replicas: nodes, order, ties, labels, limits per node."""
+    assert placement.pack(1000, SEED).mismatches == ()
+
+
+def test_placement_with_shares_of_devices_is_rays_where_a_device_has_room() -> None:
+    """1,500 batches; only where Ray adds up shares of several devices does the port go elsewhere, and that happens."""
+    tally = placement.pack_shares(1500, SEED)
+    assert tally.mismatches == ()
+    assert 0 < tally.num_explained < 0.02 * tally.num_states
+
+
+def test_replicas_to_stop_are_rays() -> None:
+    """1,500 downscales by one to four replicas: the same ones, ties included."""
+    assert placement.replicas_to_stop(1500, SEED).mismatches == ()
+
+
+def test_targets_are_rays() -> None:
+    """200 days of 50 decisions under all settings of the default policy."""
+    assert autoscaling.decisions(10_000, SEED).mismatches == ()
+
+
+def test_the_look_back_mean_is_rays() -> None:
+    """60 days of reports by up to three routers: the same mean, to the last bit that matters, and the same targets."""
+    assert autoscaling.look_back(3000, SEED).mismatches == ()
+
+
+def test_a_period_that_begins_idle_is_shorter_to_ray() -> None:
+    """Ray's mean starts with the first request of the period: known, and nothing else differs."""
+    tally = autoscaling.look_back_from_idle(3000, SEED)
+    assert tally.mismatches == ()
+    assert tally.num_explained > 300
+
+
+def _swapped(*a: Any) -> tuple[int, float, int]:
+    return PORT(*a[:9], a[10], a[9], *a[11:])
+
+
+def _one_delay_for_all(*a: Any) -> tuple[int, float, int]:
+    return PORT(*a[:11], a[10], *a[12:])
+
+
+def _no_factors(*a: Any) -> tuple[int, float, int]:
+    return PORT(*a[:7], 1.0, 1.0, *a[9:])
+
+
+def _forgetful(*a: Any) -> tuple[int, float, int]:
+    return PORT(*a[:4], math.inf, 0, *a[6:])
+
+
+def _unbounded(*a: Any) -> tuple[int, float, int]:
+    return PORT(*a[:12], 0, 1000)
+
+
+@pytest.mark.parametrize("rule", [_swapped, _one_delay_for_all, _no_factors, _forgetful, _unbounded])
+def test_the_comparison_of_targets_can_fail(rule: autoscaling.Rule) -> None:
+    """Each planted fault gives another target than Ray's somewhere."""
+    assert autoscaling.decisions(2000, SEED, rule).mismatches != ()
+
+
+def test_the_comparison_of_nodes_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Placed in order of rows in place of size, some replicas go elsewhere."""
+
+    def one_by_one(state: ClusterState) -> dict[int, int]:
+        st, chosen = state.arrays, {}  # type: Any, dict[int, int]
+        waiting = [int(r) for r in np.flatnonzero(st.replica_phase == ReplicaPhase.PENDING)]
+        st.replica_phase[waiting] = ReplicaPhase.EMPTY
+        for r in waiting:
+            st.replica_phase[r] = ReplicaPhase.PENDING
+            chosen |= place(state)
+        return chosen
+
+    place = ours.place
+    monkeypatch.setattr(ours, "place", one_by_one)
+    assert placement.pack(300, SEED).mismatches != ()
+
+
+def test_the_comparison_of_stops_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest of all in place of the newest on the emptiest node: seen."""
+
+    def newest(state: ClusterState, d: int, count: int, serial: Any) -> list[int]:
+        rows = np.flatnonzero(state.arrays.replica_deployment == d)[::-1][:count].tolist()
+        for r in rows:
+            let_go(state.spec.arrays, state.arrays, r, state.now_s)
+        return [int(r) for r in rows]
+
+    monkeypatch.setattr(ours, "stop", newest)
+    assert placement.replicas_to_stop(300, SEED).mismatches != ()
