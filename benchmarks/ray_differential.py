@@ -7,7 +7,6 @@ import argparse
 import json
 import sys
 import time
-import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the comparisons live with the tests
@@ -24,7 +23,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
-    warnings.simplefilter("ignore")  # Ray warns of deprecated settings, which are compared on purpose
     rows = []
     print("| Rule | Ray class | States | Decisions | Mismatches |\n|---|---|---|---|---|")
     for comparison in COMPARISONS:

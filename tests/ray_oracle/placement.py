@@ -16,7 +16,7 @@ from tests.ray_oracle.tally import Tally
 
 __all__ = ["pack", "pack_shares", "replicas_to_stop"]
 
-WHOLE, SHARES = (0.0, 1.0, 2.0), (0.25, 0.5, 1.0)
+WHOLE, SHARES = (0.0, 1.0, 2.0), (0.25, 0.4, 0.6, 1.0)
 HELD = (ReplicaPhase.RUNNING,) * 5 + (ReplicaPhase.STARTING, ReplicaPhase.STOPPING)
 
 
