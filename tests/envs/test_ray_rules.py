@@ -27,7 +27,7 @@ def test_placement_with_shares_of_devices_is_rays_where_a_device_has_room() -> N
     """1,500 batches; only where Ray adds up shares of several devices does the port go elsewhere, and that happens."""
     tally = placement.pack_shares(1500, SEED)
     assert tally.mismatches == ()
-    assert 0 < tally.num_explained < 0.02 * tally.num_states
+    assert 0 < tally.num_explained < 0.1 * tally.num_states
 
 
 def test_replicas_to_stop_are_rays() -> None:
