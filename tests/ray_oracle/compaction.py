@@ -53,7 +53,9 @@ def find_nodes(num_states: int, seed: int) -> Tally:
         found += rays is not None
         if ours != (-1 if rays is None else node_row(rays)):
             mismatches.append(f"seed {seed}, state {i}: ours {ours}, Ray's {rays}")
-    assert 0.1 * num_states < found < 0.95 * num_states, f"{found} of {num_states} states had such a node"
+    assert num_states < 500 or 0.1 * num_states < found < 0.95 * num_states, (
+        f"{found} of {num_states} states had such a node"
+    )
     return Tally(num_states, num_states, tuple(mismatches))
 
 
@@ -82,7 +84,7 @@ def destinations(num_states: int, seed: int) -> Tally:
         found, decisions = found + 1, decisions + len(rays)
         if own != rays or ours.node != node_row(node[0]):
             mismatches.append(f"seed {seed}, state {i}: ours {ours.node}: {own}, Ray's {node_row(node[0])}: {rays}")
-    assert found > 0.2 * num_states, f"{found} of {num_states} states had such a node"
+    assert num_states < 500 or found > 0.2 * num_states, f"{found} of {num_states} states had such a node"
     return Tally(num_states, decisions, tuple(mismatches))
 
 
