@@ -1,11 +1,11 @@
 """Cluster model, simulator, traffic, encoding and Gymnasium environments.
 
-Importing this package registers ``rayfold/Compaction-v0``.
+Importing this package registers ``rayfold/Compaction-v1``.
 """
 
 import gymnasium
 
 __all__: list[str] = []
 
-if "rayfold/Compaction-v0" not in gymnasium.registry:
-    gymnasium.register("rayfold/Compaction-v0", entry_point="rayfold.envs.compaction_env:CompactionEnv")
+if "rayfold/Compaction-v1" not in gymnasium.registry:
+    gymnasium.register("rayfold/Compaction-v1", entry_point="rayfold.envs.compaction_env:CompactionEnv")

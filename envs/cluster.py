@@ -8,7 +8,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 GPU, CPU, MEMORY_GIB = "GPU", "CPU", "memory_gib"
+MEMORY_IDX = 2  # of memory_gib in ClusterSpec.resource_names
+NO_MATCH = 99
 BYTES_PER = {MEMORY_GIB: 2.0**30}  # Ray counts memory in bytes
 
 
@@ -39,11 +41,12 @@ class SchedulingStrategy(enum.StrEnum):
 
 
 class PlacementGroupStrategy(enum.StrEnum):
-    """Ray's placement-group strategy of a replica; NONE is a plain actor."""
+    """Ray's placement-group strategy of a replica or a gang; NONE is a plain actor."""
 
     NONE = "NONE"
-    PACK = "PACK"
-    STRICT_PACK = "STRICT_PACK"
+    PACK = "PACK"  # one node if it can be, else several
+    SPREAD = "SPREAD"  # as many nodes as it can be
+    STRICT_PACK = "STRICT_PACK"  # one node
 
 
 class Interval(NamedTuple):
@@ -61,6 +64,8 @@ class Interval(NamedTuple):
 _BOOT_S = Interval(120.0, 180.0)
 _STARTUP_S = Interval(60.0, 120.0)
 _DRAIN_S = Interval(2.0, 10.0)
+_STOCKOUT_S = Interval(600.0, 1800.0)
+_OTHER_WORK_S = Interval(1800.0, 7200.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +80,21 @@ class NodeType:
     min_nodes: int = 0
     max_nodes: int = 8
     boot_s: Interval = _BOOT_S
+    is_head: bool = False  # the cluster's head: one node, there from the start, never released and not billed
+    is_opted_out: bool = False  # no replica is moved off such a node
+    is_spot: bool = False  # told to policies; what it means is said by the next two
+    interruptions_per_h: float = 0.0  # of one node: spot reclaims and failures, exponential in time
+    notice_s: float = 120.0  # from the notice of an interruption, when Ray drains the node, to its end
+    stockout_prob: float = 0.0  # that the cloud has no such node when one is asked for
+    stockout_s: Interval = _STOCKOUT_S  # for how long it then has none
+    other_work: Mapping[str, float] = field(default_factory=dict)  # what non-Serve work holds on a node
+    other_work_prob: float = 0.0  # that a launched node gets such work
+    other_work_s: Interval = _OTHER_WORK_S  # how long it stays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaShape:
-    """What one replica asks for.
-
-    A plain actor has one bundle. A replica is modelled on one node: a PACK group that really spans
-    nodes is reported by the live snapshot as unmovable.
-    """
+    """What one replica asks for; a plain actor has one bundle."""
 
     bundles: tuple[Mapping[str, float], ...]
     strategy: PlacementGroupStrategy = PlacementGroupStrategy.NONE
@@ -111,23 +122,56 @@ class AutoscalingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """One Serve deployment."""
+    """One Serve deployment.
+
+    A gang (``GangSchedulingConfig``, Serve 2.60) is modelled as one wide replica: ``gang_size`` replicas that are
+    created, counted and stopped together, in one placement group of all their bundles.
+    """
 
     name: str
     app: str = "default"
     shape: ReplicaShape
+    gang_size: int = 1
+    gang_strategy: PlacementGroupStrategy = PlacementGroupStrategy.PACK
     autoscaling: AutoscalingConfig = AutoscalingConfig()
     max_ongoing_requests: float = 5.0  # requests one replica serves at once (Serve's name)
     max_replicas_per_node: int = 0  # 0 = no limit
     label_selector: Mapping[str, str] = field(default_factory=dict)
+    label_fallbacks: tuple[Mapping[str, str], ...] = ()  # other selectors, tried in order (``fallback_strategy``)
     startup_s: Interval = _STARTUP_S
     drain_s: Interval = _DRAIN_S
+    start_failure_prob: float = 0.0  # that a start-up ends in a failure
+    slow_start_prob: float = 0.0  # that it takes slow_start_factor times as long
+    slow_start_factor: float = 3.0
     is_movable: bool = True  # False = opted out of compaction
 
     @property
     def key(self) -> str:
         """``app/name``, unique in a cluster."""
         return f"{self.app}/{self.name}"
+
+    @property
+    def bundles(self) -> tuple[Mapping[str, float], ...]:
+        """M bundles that are placed together: of one replica, or of a whole gang."""
+        return self.shape.bundles * self.gang_size
+
+    @property
+    def strategy(self) -> PlacementGroupStrategy:
+        """How they are placed."""
+        return self.gang_strategy if self.gang_size > 1 else self.shape.strategy
+
+    @property
+    def can_span(self) -> bool:
+        """Whether they may lie on several nodes."""
+        spans = (PlacementGroupStrategy.PACK, PlacementGroupStrategy.SPREAD)
+        return self.strategy in spans and len(self.bundles) > 1
+
+    def label_rank(self, labels: Mapping[str, str]) -> int:
+        """0 = the selector matches, 1 = the first fallback does, and so on; ``NO_MATCH`` = none."""
+        for rank, selector in enumerate((self.label_selector, *self.label_fallbacks)):
+            if selector.items() <= labels.items():
+                return rank
+        return NO_MATCH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +195,10 @@ class ClusterSettings:
 
 
 class SpecArrays(NamedTuple):
-    """``ClusterSpec`` as arrays, in the form the numba kernels read."""
+    """``ClusterSpec`` as arrays, in the form the numba kernels read.
+
+    A gang counts as one replica here: targets, bounds and requests are those of the whole gang.
+    """
 
     type_capacity: NDArray[np.float64]  # (T, K)
     type_num_gpus: NDArray[np.int64]  # (T,)
@@ -159,14 +206,31 @@ class SpecArrays(NamedTuple):
     type_min_nodes: NDArray[np.int64]  # (T,)
     type_max_nodes: NDArray[np.int64]  # (T,)
     type_boot_s: NDArray[np.float64]  # (T, 2) min, max
+    type_is_spot: NDArray[np.bool_]  # (T,)
+    type_is_opted_out: NDArray[np.bool_]  # (T,)
+    type_interruptions_per_h: NDArray[np.float64]  # (T,)
+    type_notice_s: NDArray[np.float64]  # (T,)
+    type_stockout_prob: NDArray[np.float64]  # (T,)
+    type_stockout_s: NDArray[np.float64]  # (T, 2) min, max
+    type_other_work: NDArray[np.float64]  # (T, K)
+    type_other_work_prob: NDArray[np.float64]  # (T,)
+    type_other_work_s: NDArray[np.float64]  # (T, 2) min, max
     demand: NDArray[np.float64]  # (D, K) one replica, all bundles
-    fits_type: NDArray[np.bool_]  # (D, T) labels match and an empty node is large enough
+    bundle: NDArray[np.float64]  # (D, M, K) each bundle
+    num_bundles: NDArray[np.int64]  # (D,) at most M
+    can_span: NDArray[np.bool_]  # (D,) its bundles may lie on several nodes
+    spreads: NDArray[np.bool_]  # (D,) and do wherever they can
+    sums_gpus: NDArray[np.bool_]  # (D,) on one node, the devices of all bundles are those of their sum
+    fits_type: NDArray[np.bool_]  # (D, T) labels match and an empty node holds a whole replica
+    bundle_fits_type: NDArray[np.bool_]  # (D, T) labels match and an empty node holds each bundle by itself
+    label_rank: NDArray[np.int64]  # (D, T) see Deployment.label_rank
     num_labels: NDArray[np.int64]  # (D,) labels asked for
+    num_selectors: NDArray[np.int64]  # (D,) the label selector and its fallbacks
     launch_rank: NDArray[np.int64]  # (D,) 0 = the node autoscaler packs it first; equal requests share a rank
     max_per_node: NDArray[np.int64]  # (D,) 0 = no limit
     min_replicas: NDArray[np.int64]  # (D,)
     max_replicas: NDArray[np.int64]  # (D,)
-    initial_replicas: NDArray[np.int64]  # (D,)
+    initial_replicas: NDArray[np.int64]  # (D,) -1 = not said
     target_ongoing: NDArray[np.float64]  # (D,)
     max_ongoing: NDArray[np.float64]  # (D,)
     upscale_delay_s: NDArray[np.float64]  # (D,)
@@ -176,8 +240,12 @@ class SpecArrays(NamedTuple):
     downscaling_factor: NDArray[np.float64]  # (D,)
     startup_s: NDArray[np.float64]  # (D, 2) min, max
     drain_s: NDArray[np.float64]  # (D, 2) min, max
+    start_failure_prob: NDArray[np.float64]  # (D,)
+    slow_start_prob: NDArray[np.float64]  # (D,)
+    slow_start_factor: NDArray[np.float64]  # (D,)
     is_movable: NDArray[np.bool_]  # (D,)
     replica_usd_per_h: NDArray[np.float64]  # (D,) share of the price of the cheapest type it fits
+    bound_usd_per_h: NDArray[np.float64]  # (D, K) least price of one replica's share, by that resource alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,65 +279,119 @@ class ClusterSpec:
         return max(1, *(int(t.resources.get(GPU, 0)) for t in self.node_types))
 
     @cached_property
+    def max_bundles(self) -> int:
+        """M: bundles of the largest group, or gang."""
+        return max((len(d.bundles) for d in self.deployments), default=1)
+
+    @cached_property
     def arrays(self) -> SpecArrays:
         """The same content as arrays."""
-        types, deps, names = self.node_types, self.deployments, self.resource_names
-        capacity = np.array([[t.resources.get(n, 0.0) for n in names] for t in types], np.float64)
-        price = np.array([t.price_usd_per_h for t in types], np.float64)
-        demand = np.array([[d.shape.total(n) for n in names] for d in deps], np.float64)
-        labels = np.array([[d.label_selector.items() <= t.labels.items() for t in types] for d in deps])
-        fits = labels & (demand[:, None] <= capacity[None] + 1e-9).all(-1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.nan_to_num(demand[:, None] / capacity[None], nan=0.0, posinf=np.inf).max(-1)
-        replica_usd = np.where(fits, share * price, np.inf).min(-1)
-        scaling = [d.autoscaling for d in deps]
-
-        def floats(values: list[float]) -> NDArray[np.float64]:
-            return np.array(values, np.float64)
-
-        def ints(values: list[int]) -> NDArray[np.int64]:
-            return np.array(values, np.int64)
-
-        return SpecArrays(
-            type_capacity=capacity,
-            type_num_gpus=ints([int(t.resources.get(GPU, 0)) for t in types]),
-            type_price_usd_per_h=price,
-            type_min_nodes=ints([t.min_nodes for t in types]),
-            type_max_nodes=ints([t.max_nodes for t in types]),
-            type_boot_s=np.array([tuple(t.boot_s) for t in types], np.float64),
-            demand=demand,
-            fits_type=fits,
-            num_labels=ints([len(d.label_selector) for d in deps]),
-            launch_rank=ints(_launch_ranks(deps)),
-            max_per_node=ints([d.max_replicas_per_node for d in deps]),
-            min_replicas=ints([a.min_replicas for a in scaling]),
-            max_replicas=ints([a.max_replicas for a in scaling]),
-            initial_replicas=ints(
-                [a.min_replicas if a.initial_replicas is None else a.initial_replicas for a in scaling]
-            ),
-            target_ongoing=floats([a.target_ongoing_requests for a in scaling]),
-            max_ongoing=floats([d.max_ongoing_requests for d in deps]),
-            upscale_delay_s=floats([a.upscale_delay_s for a in scaling]),
-            downscale_delay_s=floats([a.downscale_delay_s for a in scaling]),
-            downscale_to_zero_delay_s=floats(
-                [
-                    a.downscale_delay_s if a.downscale_to_zero_delay_s is None else a.downscale_to_zero_delay_s
-                    for a in scaling
-                ]
-            ),
-            upscaling_factor=floats([a.upscaling_factor for a in scaling]),
-            downscaling_factor=floats([a.downscaling_factor for a in scaling]),
-            startup_s=np.array([tuple(d.startup_s) for d in deps], np.float64),
-            drain_s=np.array([tuple(d.drain_s) for d in deps], np.float64),
-            is_movable=np.array([d.is_movable for d in deps], np.bool_),
-            replica_usd_per_h=np.where(np.isfinite(replica_usd), replica_usd, 0.0),
-        )
+        return SpecArrays(**_type_arrays(self), **_demand_arrays(self), **_deployment_arrays(self.deployments))
 
     @property
     def packs(self) -> bool:
         """Whether Serve packs: one PACK placement group anywhere makes it spread (``_use_pack_strategy``, 2.60)."""
-        spans = any(d.shape.strategy is PlacementGroupStrategy.PACK for d in self.deployments)
+        several = (PlacementGroupStrategy.PACK, PlacementGroupStrategy.SPREAD)
+        spans = any(d.strategy in several for d in self.deployments)
         return self.settings.scheduling is SchedulingStrategy.PACK and not spans
+
+
+def _type_arrays(spec: ClusterSpec) -> dict[str, NDArray[Any]]:
+    types, names = spec.node_types, spec.resource_names
+    return {
+        "type_capacity": np.array([[t.resources.get(n, 0.0) for n in names] for t in types], np.float64),
+        "type_num_gpus": np.array([int(t.resources.get(GPU, 0)) for t in types], np.int64),
+        "type_price_usd_per_h": np.array([0.0 if t.is_head else t.price_usd_per_h for t in types], np.float64),
+        "type_min_nodes": np.array([t.min_nodes for t in types], np.int64),
+        "type_max_nodes": np.array([t.max_nodes for t in types], np.int64),
+        "type_boot_s": np.array([tuple(t.boot_s) for t in types], np.float64),
+        "type_is_spot": np.array([t.is_spot for t in types], np.bool_),
+        "type_is_opted_out": np.array([t.is_opted_out for t in types], np.bool_),
+        "type_interruptions_per_h": np.array([t.interruptions_per_h for t in types], np.float64),
+        "type_notice_s": np.array([t.notice_s for t in types], np.float64),
+        "type_stockout_prob": np.array([t.stockout_prob for t in types], np.float64),
+        "type_stockout_s": np.array([tuple(t.stockout_s) for t in types], np.float64),
+        "type_other_work": np.array([[t.other_work.get(n, 0.0) for n in names] for t in types], np.float64),
+        "type_other_work_prob": np.array([t.other_work_prob for t in types], np.float64),
+        "type_other_work_s": np.array([tuple(t.other_work_s) for t in types], np.float64),
+    }
+
+
+def _demand_arrays(spec: ClusterSpec) -> dict[str, NDArray[Any]]:
+    """What replicas ask for, where it fits, and what it costs at least."""
+    types, deps, names = spec.node_types, spec.deployments, spec.resource_names
+    capacity = np.array([[t.resources.get(n, 0.0) for n in names] for t in types], np.float64)
+    is_head = np.array([t.is_head for t in types], np.bool_)
+    price = np.array([0.0 if t.is_head else t.price_usd_per_h for t in types], np.float64)
+    bundle = np.zeros((len(deps), spec.max_bundles, len(names)))
+    for i, d in enumerate(deps):
+        bundle[i, : len(d.bundles)] = [[b.get(n, 0.0) for n in names] for b in d.bundles]
+    demand = bundle.sum(1)
+    rank = np.array([[d.label_rank(t.labels) for t in types] for d in deps], np.int64)
+    is_for_replicas = np.array([t.max_nodes > 0 for t in types], np.bool_)
+    matches = (rank < NO_MATCH) & is_for_replicas
+    fits = matches & (demand[:, None] <= capacity[None] + 1e-9).all(-1)
+    fits &= np.array([d.strategy is not PlacementGroupStrategy.SPREAD or len(d.bundles) == 1 for d in deps])[:, None]
+    can_span = np.array([d.can_span for d in deps], np.bool_)
+    bundle_fits = matches & (bundle[:, None] <= capacity[None, :, None] + 1e-9).all((-1, -2))
+    usable = fits | (can_span[:, None] & bundle_fits)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.nan_to_num(demand[:, None] / capacity[None], nan=0.0, posinf=np.inf)  # (D, T, K)
+    usd = np.where(usable & ~is_head, share.max(-1) * price, np.inf).min(-1)
+    bound = np.where(usable[..., None], share * price[:, None], np.inf).min(1)
+    whole = np.abs(bundle[:, :, 0] - np.round(bundle[:, :, 0])) < 1e-9
+    return {
+        "demand": demand,
+        "bundle": bundle,
+        "num_bundles": np.array([len(d.bundles) for d in deps], np.int64),
+        "can_span": can_span,
+        "spreads": can_span & np.array([d.strategy is PlacementGroupStrategy.SPREAD for d in deps]),
+        "sums_gpus": np.array([len(d.bundles) == 1 for d in deps]) | whole.all(1),
+        "fits_type": fits,
+        "bundle_fits_type": bundle_fits,
+        "label_rank": rank,
+        "num_labels": np.array([len(d.label_selector) for d in deps], np.int64),
+        "num_selectors": np.array([1 + len(d.label_fallbacks) for d in deps], np.int64),
+        "launch_rank": np.array(_launch_ranks(deps), np.int64),
+        "replica_usd_per_h": np.where(np.isfinite(usd), usd, 0.0),
+        "bound_usd_per_h": np.where(np.isfinite(bound), bound, 0.0),
+    }
+
+
+def _deployment_arrays(deployments: tuple[Deployment, ...]) -> dict[str, NDArray[Any]]:
+    """Settings of Serve and of the process, per replica or gang."""
+    gang = np.array([d.gang_size for d in deployments], np.int64)
+    scaling = [d.autoscaling for d in deployments]
+
+    def floats(values: list[float]) -> NDArray[np.float64]:
+        return np.array(values, np.float64)
+
+    def ints(values: list[int]) -> NDArray[np.int64]:
+        return np.array(values, np.int64)
+
+    initial = ints([-1 if a.initial_replicas is None else a.initial_replicas for a in scaling])
+    to_zero = [
+        a.downscale_delay_s if a.downscale_to_zero_delay_s is None else a.downscale_to_zero_delay_s for a in scaling
+    ]
+    return {
+        "max_per_node": ints([d.max_replicas_per_node for d in deployments]),
+        "min_replicas": -(-ints([a.min_replicas for a in scaling]) // gang),
+        "max_replicas": ints([a.max_replicas for a in scaling]) // gang,
+        "initial_replicas": np.where(initial < 0, -1, -(-initial // gang)),
+        "target_ongoing": floats([a.target_ongoing_requests for a in scaling]) * gang,
+        "max_ongoing": floats([d.max_ongoing_requests for d in deployments]) * gang,
+        "upscale_delay_s": floats([a.upscale_delay_s for a in scaling]),
+        "downscale_delay_s": floats([a.downscale_delay_s for a in scaling]),
+        "downscale_to_zero_delay_s": floats(to_zero),
+        "upscaling_factor": floats([a.upscaling_factor for a in scaling]),
+        "downscaling_factor": floats([a.downscaling_factor for a in scaling]),
+        "startup_s": np.array([tuple(d.startup_s) for d in deployments], np.float64),
+        "drain_s": np.array([tuple(d.drain_s) for d in deployments], np.float64),
+        "start_failure_prob": floats([d.start_failure_prob for d in deployments]),
+        "slow_start_prob": floats([d.slow_start_prob for d in deployments]),
+        "slow_start_factor": floats([d.slow_start_factor for d in deployments]),
+        "is_movable": np.array([d.is_movable and d.gang_size == 1 for d in deployments], np.bool_),
+    }
 
 
 def _launch_ranks(deployments: tuple[Deployment, ...]) -> list[int]:
@@ -279,8 +401,9 @@ def _launch_ranks(deployments: tuple[Deployment, ...]) -> list[int]:
     """
 
     def key(d: Deployment) -> tuple[int, int, float, list[tuple[str, float]]]:
-        names = {name for bundle in d.shape.bundles for name in bundle}
-        asked = {"memory" if n == MEMORY_GIB else n: d.shape.total(n) * BYTES_PER.get(n, 1.0) for n in names}
+        names = {name for bundle in d.bundles for name in bundle}
+        total = {n: d.shape.total(n) * d.gang_size for n in names}
+        asked = {"memory" if n == MEMORY_GIB else n: total[n] * BYTES_PER.get(n, 1.0) for n in names}
         asked = {n: amount for n, amount in asked.items() if amount > 0.0}
         return len(d.label_selector), len(asked), sum(asked.values()), sorted(asked.items())
 

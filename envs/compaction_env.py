@@ -1,4 +1,4 @@
-"""``rayfold/Compaction-v0``: the Gymnasium environment, one cluster at a time."""
+"""``rayfold/Compaction-v1``: the Gymnasium environment, one cluster at a time."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rayfold.envs.episode import Episode, Outcome, scenario_layout
-from rayfold.envs.layout import DEPLOYMENT_FEATURES, GLOBAL_FEATURES, NODE_FEATURES, ObsLayout
+from rayfold.envs.layout import ObsLayout
 from rayfold.envs.render import render_ansi, render_rgb
 from rayfold.envs.scenario import Scenario, Split, load_scenario
 
@@ -24,21 +24,24 @@ def flat_observation_space(layout: ObsLayout) -> spaces.Box:
 
 
 def action_space(layout: ObsLayout) -> spaces.MultiDiscrete:
-    """Both stages: source cell or NOOP, then destination node."""
-    return spaces.MultiDiscrete([layout.num_sources, layout.num_nodes])
+    """Both stages: NOOP, a cell or a node to evacuate; then the destination. See ``layout.py``."""
+    return spaces.MultiDiscrete([layout.num_sources, layout.num_destinations])
 
 
 class CompactionEnv(gym.Env[dict[str, NDArray[np.float32]], NDArray[Any]]):
     """Replica compaction on a simulated Ray Serve cluster.
 
     ## Description
-    At a decision tick the agent makes zero or more moves of single replicas, each to another node; then NOOP lets
-    one decision interval pass: Serve scales replicas, the node autoscaler launches and releases nodes, migrations go
-    on. N is the largest number of nodes of the scenario, D its number of deployments.
+    At a decision tick the agent makes zero or more moves: of a single replica to another node or to a new one, or of
+    all replicas of a node at once. Then NOOP lets one decision interval pass: Serve scales replicas, the node
+    autoscaler launches and releases nodes, migrations go on, nodes are interrupted. N is the largest number of nodes
+    of the scenario, D its number of deployments, T its number of node types.
 
     ## Action Space
-    ``MultiDiscrete([1 + N * D, N])``. First: 0 = NOOP, or ``1 + n * D + d`` = take one replica of deployment d from
-    node n. Second: the destination node (ignored with NOOP). An action that the safety filter refuses is NOOP.
+    ``MultiDiscrete([1 + N * D + N, N + T])``. First: 0 = NOOP, ``1 + n * D + d`` = take one replica of deployment d
+    from node n, ``1 + N * D + n`` = evacuate node n by best fit, as many moves at once as are allowed. Second, for
+    single replicas: n = to node n, ``N + t`` = to a new node of type t. An action that the safety filter refuses is
+    NOOP.
 
     ## Observation Space
     ``Dict`` of float32 Boxes; features are listed in ``rayfold.envs.layout``.
@@ -49,13 +52,16 @@ class CompactionEnv(gym.Env[dict[str, NDArray[np.float32]], NDArray[Any]]):
     | ``nodes`` | (N, FN) | per node; all zero where there is no node |
     | ``deployments`` | (D, FD) | per deployment |
     | ``occupancy`` | (N, D) | running replicas |
+    | ``node_types`` | (T, FT) | per node type that can be launched |
     | ``source_mask`` | (N, D) | 1 = a replica may be taken from this cell |
     | ``destination_mask`` | (N, D) | 1 = this node may take a replica of d (the source node itself never does) |
+    | ``new_node_mask`` | (T, D) | 1 = a new node of this type may take a replica of d |
+    | ``evacuate_mask`` | (N,) | 1 = this node may be evacuated |
 
     ## Rewards
     US dollars: minus the node bill of the time passed, minus the price of the move (cold-start seconds times the
     replica's share of the node price, plus a fixed share of its hourly price), minus unserved demand. ``info`` holds
-    ``node_usd``, ``disruption_usd``, ``unserved_usd``, ``bound_usd`` of this step, ``dt_s``, ``moved`` and ``now_s``.
+    ``node_usd``, ``disruption_usd``, ``unserved_usd``, ``bound_usd`` of this step, ``dt_s``, ``num_moves``, ``now_s``.
     Discount by ``gamma ** dt``: a move takes no time.
 
     ## Starting State
@@ -70,7 +76,7 @@ class CompactionEnv(gym.Env[dict[str, NDArray[np.float32]], NDArray[Any]]):
     or ``"rgb_array"``.
 
     ## Version History
-    v0: first version.
+    v1: evacuations, moves to new nodes, interruptions, failures. v0: first version.
     """
 
     metadata = {  # noqa: RUF012  # an instance attribute of the base class
@@ -94,17 +100,8 @@ class CompactionEnv(gym.Env[dict[str, NDArray[np.float32]], NDArray[Any]]):
         self.scenario = scenario if horizon_s is None else scenario.with_horizon(horizon_s)
         self.split, self.render_mode = Split(split), render_mode
         self.layout = scenario_layout(self.scenario)
-        n, d = self.layout
-        shapes = {
-            "global": (len(GLOBAL_FEATURES),),
-            "nodes": (n, len(NODE_FEATURES)),
-            "deployments": (d, len(DEPLOYMENT_FEATURES)),
-            "occupancy": (n, d),
-            "source_mask": (n, d),
-            "destination_mask": (n, d),
-        }
         self.observation_space = spaces.Dict(
-            {name: spaces.Box(_LOW, _HIGH, shape, np.float32) for name, shape in shapes.items()}
+            {name: spaces.Box(_LOW, _HIGH, shape, np.float32) for name, shape in self.layout.shapes.items()}
         )
         self.action_space = action_space(self.layout)
         self.episode: Episode | None = None
@@ -135,7 +132,7 @@ class CompactionEnv(gym.Env[dict[str, NDArray[np.float32]], NDArray[Any]]):
             "unserved_usd": outcome.unserved_usd,
             "bound_usd": outcome.bound_usd,
             "dt_s": outcome.dt_intervals * self.scenario.spec.settings.decision_interval_s,
-            "moved": outcome.moved,
+            "num_moves": outcome.num_moves,
             "now_s": self.episode.simulator.now_s,
         }
 

@@ -1,23 +1,367 @@
 """Can a node be emptied, and where would its replicas go?
 
-Dims: N nodes, R replicas, D deployments, K resources.
+Best-fit decreasing onto the other occupied nodes is Ray's own test (``_find_best_node_to_compact``, 2.60); the
+safety filter's limit on concurrent moves is not applied, since an evacuation may take several ticks. Dims: N nodes,
+R replicas, D deployments, K resources, G GPU devices per node.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from rayfold.envs.cluster import SpecArrays
-from rayfold.envs.devices import take_gpus
-from rayfold.envs.placement import asks_more, less_left, replicas_on
-from rayfold.envs.safety import Limits, capacity_reason, source_reason
+from rayfold.envs.devices import EPS, can_take_gpus, take_gpus
+from rayfold.envs.safety import (
+    Limits,
+    can_take_bundles,
+    count_nodes,
+    deployments_that_may_move,
+    destination_node_reason,
+    source_node_reason,
+)
 from rayfold.envs.state import ReplicaPhase, StateArrays
 
-__all__ = ["BLOCKED", "evacuation", "move_price_usd"]
+__all__ = [
+    "BLOCKED",
+    "Workspace",
+    "evacuation",
+    "move_price_usd",
+    "new_workspace",
+    "plan_evacuation",
+    "plan_evacuations",
+    "prepare",
+]
 
 BLOCKED = -1
 
 _RUNNING, _STOPPING = int(ReplicaPhase.RUNNING), int(ReplicaPhase.STOPPING)
+
+
+class Workspace(NamedTuple):
+    """Memory for planning evacuations of one state: made once, filled by ``prepare``."""
+
+    is_blocked: NDArray[np.bool_]  # (N,) some replica may not leave the node
+    begin: NDArray[np.int64]  # (N + 1,) where the node's replicas begin in rows
+    rows: NDArray[np.int64]  # (R,) replicas that would have to leave, node by node, largest demand first
+    destination: NDArray[np.int64]  # (R,) node row planned for each of rows
+    room: NDArray[np.float64]  # (K,) free on all nodes that may take replicas
+    touched: NDArray[np.int64]  # (N,) nodes whose free resources the plan has changed
+    is_touched: NDArray[np.bool_]  # (N,)
+    node_free: NDArray[np.float64]  # (N, K) what those had before
+    gpu_free: NDArray[np.float64]  # (N, G)
+
+
+@njit(cache=True)
+def new_workspace(st: StateArrays) -> Workspace:
+    """Memory for states of this size."""
+    num_nodes, num_replicas = st.node_type.shape[0], st.replica_phase.shape[0]
+    return Workspace(
+        np.zeros(num_nodes, np.bool_),
+        np.zeros(num_nodes + 1, np.int64),
+        np.zeros(num_replicas, np.int64),
+        np.zeros(num_replicas, np.int64),
+        np.zeros(st.node_free.shape[1]),
+        np.zeros(num_nodes, np.int64),
+        np.zeros(num_nodes, np.bool_),
+        np.zeros_like(st.node_free),
+        np.zeros_like(st.gpu_free),
+    )
+
+
+@njit(cache=True, inline="always")
+def _must_leave(st: StateArrays, r: int) -> bool:
+    """Whether an evacuation has to move ``r``: it holds something and is not leaving already."""
+    phase = st.replica_phase[r]
+    if st.replica_node[r] < 0 or phase == _STOPPING:
+        return False
+    return not (phase == _RUNNING and st.replica_peer[r] >= 0)
+
+
+@njit(cache=True)
+def prepare(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, work: Workspace) -> None:
+    """Lists what would have to leave each node, in place."""
+    counts = count_nodes(st, spec.type_capacity.shape[0])
+    node_type, node_free, num_held, room = st.node_type, st.node_free, st.node_num_held, work.room
+    room[:] = 0.0
+    for n in range(node_type.shape[0]):
+        work.is_blocked[n] = node_type[n] < 0 or source_node_reason(spec, st, counts, n) != 0
+        if num_held[n] > 0 and destination_node_reason(st, now_s, limits, n) == 0:
+            for k in range(room.shape[0]):
+                room[k] += node_free[n, k]
+    _sort_into_nodes(spec, st, deployments_that_may_move(spec, st, now_s, limits), work)
+
+
+@njit(cache=True)
+def _sort_into_nodes(spec: SpecArrays, st: StateArrays, may_move: NDArray[np.bool_], work: Workspace) -> None:
+    phase, node, peer, spans = st.replica_phase, st.replica_node, st.replica_peer, st.replica_spans
+    deployment, demand = st.replica_deployment, spec.demand
+    rows, begin, is_blocked = work.rows, work.begin, work.is_blocked
+    num_nodes = begin.shape[0] - 1
+    begin[:] = 0
+    for r in range(phase.shape[0]):
+        if not _must_leave(phase[r], node[r], peer[r]):
+            continue
+        begin[node[r] + 1] += 1
+        if phase[r] != _RUNNING or spans[r] or not may_move[deployment[r]]:
+            is_blocked[node[r]] = True
+        if spans[r]:
+            for j in range(st.replica_bundle_node.shape[1]):
+                if st.replica_bundle_node[r, j] >= 0:
+                    is_blocked[st.replica_bundle_node[r, j]] = True
+    for n in range(num_nodes):
+        begin[n + 1] += begin[n]
+    for r in range(phase.shape[0]):  # begin[n] moves to the end of node n's part, and back below
+        if _must_leave(phase[r], node[r], peer[r]):
+            rows[begin[node[r]]] = r
+            begin[node[r]] += 1
+    for n in range(num_nodes, 0, -1):
+        begin[n] = begin[n - 1]
+    begin[0] = 0
+    for n in range(num_nodes):
+        for i in range(begin[n] + 1, begin[n + 1]):  # insertion: largest demand first, equal ones stay in order
+            r, j = rows[i], i
+            while j > begin[n] and _is_larger(demand, deployment[r], deployment[rows[j - 1]]):
+                rows[j] = rows[j - 1]
+                j -= 1
+            rows[j] = r
+
+
+@njit(cache=True, inline="always")
+def _must_leave(phase: int, node: int, peer: int) -> bool:
+    """Whether an evacuation has to move a replica: it holds something and is not leaving already."""
+    return node >= 0 and phase != _STOPPING and not (phase == _RUNNING and peer >= 0)
+
+
+@njit(cache=True, inline="always")
+def _is_larger(demand: NDArray[np.float64], a: int, b: int) -> bool:
+    """``placement.asks_more`` on the array itself."""
+    for k in range(demand.shape[1]):
+        if demand[a, k] != demand[b, k]:
+            return bool(demand[a, k] > demand[b, k])
+    return False
+
+
+@njit(cache=True)
+def plan_evacuation(
+    spec: SpecArrays, st: StateArrays, may_take: NDArray[np.float32], node: int, work: Workspace
+) -> int:
+    """Plans the emptying of one node.
+
+    Args:
+        spec: Static description.
+        st: State; free resources are written while planning and restored.
+        may_take: ``(>=N, >=D)`` destination mask of ``move_masks`` for this state.
+        node: Node row to empty.
+        work: ``prepare``d for this state; ``destination`` of the node's rows is written.
+
+    Returns:
+        Number of replicas that have to leave, or ``BLOCKED`` if some replica may not move or fits nowhere.
+        Replicas already leaving or draining need no move.
+    """
+    first, end = work.begin[node], work.begin[node + 1]
+    if work.is_blocked[node] or not _has_room(st.replica_deployment, spec.demand, work.rows, first, end, work.room):
+        return BLOCKED
+    return _plan(
+        spec.demand,
+        spec.bundle,
+        spec.num_bundles,
+        spec.max_per_node,
+        spec.sums_gpus,
+        st.replica_deployment,
+        st.node_num_held,
+        st.node_free,
+        st.gpu_free,
+        st.node_held,
+        may_take,
+        work.rows,
+        work.destination,
+        work.is_touched,
+        work.touched,
+        work.node_free,
+        work.gpu_free,
+        node,
+        first,
+        end,
+    )
+
+
+@njit(cache=True)
+def plan_evacuations(
+    spec: SpecArrays, st: StateArrays, may_take: NDArray[np.float32], work: Workspace, count: NDArray[np.int64]
+) -> None:
+    """``plan_evacuation`` of every node that holds something; ``count`` ``(N,)`` is written, 0 for the others."""
+    # The fields are looked up once: numba counts references at every access, and copies a tuple at every call.
+    demand, bundle, num_bundles = spec.demand, spec.bundle, spec.num_bundles
+    max_per_node, sums_gpus, deployment = spec.max_per_node, spec.sums_gpus, st.replica_deployment
+    num_held, node_free, gpu_free, held = st.node_num_held, st.node_free, st.gpu_free, st.node_held
+    is_blocked, begin, rows, destination = work.is_blocked, work.begin, work.rows, work.destination
+    is_touched, touched, old_free, old_gpus = work.is_touched, work.touched, work.node_free, work.gpu_free
+    for node in range(count.shape[0]):
+        if num_held[node] == 0:
+            count[node] = 0
+            continue
+        first, end = begin[node], begin[node + 1]
+        if is_blocked[node] or not _has_room(deployment, demand, rows, first, end, work.room):
+            count[node] = BLOCKED
+            continue
+        count[node] = _plan(
+            demand,
+            bundle,
+            num_bundles,
+            max_per_node,
+            sums_gpus,
+            deployment,
+            num_held,
+            node_free,
+            gpu_free,
+            held,
+            may_take,
+            rows,
+            destination,
+            is_touched,
+            touched,
+            old_free,
+            old_gpus,
+            node,
+            first,
+            end,
+        )
+
+
+@njit(cache=True)
+def _plan(
+    demand: NDArray[np.float64],
+    bundle: NDArray[np.float64],
+    num_bundles: NDArray[np.int64],
+    max_per_node: NDArray[np.int64],
+    sums_gpus: NDArray[np.bool_],
+    deployment: NDArray[np.int64],
+    num_held: NDArray[np.int64],
+    node_free: NDArray[np.float64],
+    gpu_free: NDArray[np.float64],
+    held: NDArray[np.int64],
+    may_take: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    destination: NDArray[np.int64],
+    is_touched: NDArray[np.bool_],
+    touched: NDArray[np.int64],
+    old_free: NDArray[np.float64],
+    old_gpus: NDArray[np.float64],
+    node: int,
+    first: int,
+    end: int,
+) -> int:
+    """Best fit, one replica after another; the arguments are the fields of these names."""
+    num_touched, count, d, best = 0, end - first, -1, -1
+    for i in range(first, end):
+        before, d = d, deployment[rows[i]]
+        # A node that took one of these has the least left of all: if it still fits it is the best fit again.
+        is_known = d == before and _still_fits(
+            demand, bundle, num_bundles, max_per_node, sums_gpus, node_free, gpu_free, held, d, best
+        )
+        if not is_known:
+            best = -1
+            for n in range(num_held.shape[0]):
+                if may_take[n, d] == 0.0 or n == node or num_held[n] == 0:
+                    continue
+                if best >= 0 and not _has_less(node_free, n, best):
+                    continue
+                # What may_take said before the plan took room on n has to be said again.
+                if is_touched[n] and not _still_fits(
+                    demand, bundle, num_bundles, max_per_node, sums_gpus, node_free, gpu_free, held, d, n
+                ):
+                    continue
+                best = n
+        destination[i] = best
+        if best < 0:
+            count = BLOCKED
+            break
+        if i == end - 1:
+            break  # nothing else has to fit beside it
+        if not is_touched[best]:
+            is_touched[best] = True
+            touched[num_touched] = best
+            num_touched += 1
+            _copy_row(node_free, old_free, best)
+            _copy_row(gpu_free, old_gpus, best)
+        if sums_gpus[d]:
+            take_gpus(gpu_free, best, demand[d, 0])
+        else:
+            for j in range(num_bundles[d]):
+                take_gpus(gpu_free, best, bundle[d, j, 0])
+        for k in range(demand.shape[1]):
+            node_free[best, k] -= demand[d, k]
+        held[best, d] += 1
+    for i in range(first, end - 1):
+        if destination[i] < 0:
+            break
+        held[destination[i], deployment[rows[i]]] -= 1
+    for i in range(num_touched):
+        _copy_row(old_free, node_free, touched[i])
+        _copy_row(old_gpus, gpu_free, touched[i])
+        is_touched[touched[i]] = False
+    return count
+
+
+@njit(cache=True, inline="always")
+def _copy_row(source: NDArray[np.float64], target: NDArray[np.float64], n: int) -> None:
+    for k in range(source.shape[1]):
+        target[n, k] = source[n, k]
+
+
+@njit(cache=True)
+def _still_fits(
+    demand: NDArray[np.float64],
+    bundle: NDArray[np.float64],
+    num_bundles: NDArray[np.int64],
+    max_per_node: NDArray[np.int64],
+    sums_gpus: NDArray[np.bool_],
+    node_free: NDArray[np.float64],
+    gpu_free: NDArray[np.float64],
+    held: NDArray[np.int64],
+    d: int,
+    n: int,
+) -> bool:
+    """``safety.capacity_reason`` without the labels, on the arrays themselves."""
+    for k in range(demand.shape[1]):
+        if demand[d, k] > node_free[n, k] + EPS:
+            return False
+    if max_per_node[d] > 0 and held[n, d] >= max_per_node[d]:
+        return False
+    if sums_gpus[d]:
+        return bool(can_take_gpus(gpu_free, n, demand[d, 0]))
+    return bool(can_take_bundles(bundle, num_bundles, gpu_free, d, n))
+
+
+@njit(cache=True, inline="always")
+def _has_less(node_free: NDArray[np.float64], a: int, b: int) -> bool:
+    """``placement.less_left`` on the array itself."""
+    for k in range(node_free.shape[1]):
+        left = node_free[a, k] - node_free[b, k]
+        if abs(left) > 1e-9:
+            return bool(left < 0)
+    return False
+
+
+@njit(cache=True)
+def _has_room(
+    deployment: NDArray[np.int64],
+    demand: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    first: int,
+    end: int,
+    room: NDArray[np.float64],
+) -> bool:
+    """Whether all nodes together have what would leave: a test that costs little and settles much."""
+    for k in range(room.shape[0]):
+        need = 0.0
+        for i in range(first, end):
+            need += demand[deployment[rows[i]], k]
+        if need > room[k] + 1e-6:
+            return False
+    return True
 
 
 @njit(cache=True)
@@ -30,14 +374,11 @@ def evacuation(
     node: int,
     destination: NDArray[np.int64],
 ) -> int:
-    """Best-fit plan that empties ``node`` onto other occupied nodes, largest replica first.
-
-    Best-fit decreasing is Ray's own test (``_find_best_node_to_compact``, 2.60); the safety filter's limit on
-    concurrent moves is not applied, since an evacuation may take several ticks.
+    """``plan_evacuation`` of a single node.
 
     Args:
         spec: Static description.
-        st: State; free resources are written while planning and restored.
+        st: State; restored.
         now_s: Its clock.
         limits: Limits.
         may_take: ``(>=N, >=D)`` destination mask of ``move_masks`` for this state.
@@ -45,75 +386,16 @@ def evacuation(
         destination: ``(R,)``, written: node row for every replica that has to leave, -1 for the others.
 
     Returns:
-        Number of replicas that have to leave, or ``BLOCKED`` if some replica may not move or fits nowhere.
-        Replicas already leaving or draining need no move.
+        See ``plan_evacuation``.
     """
     destination[:] = -1
-    num_nodes, num_resources = st.node_type.shape[0], spec.demand.shape[1]
-    leaving = _leaving_replicas(spec, st, now_s, limits, node)
-    if leaving.shape[0] > 0 and leaving[0] < 0:
-        return BLOCKED
-    counts = replicas_on(st)
-    node_free, gpu_free = st.node_free.copy(), st.gpu_free.copy()
-    touched = np.zeros(num_nodes, np.bool_)
-    count = len(leaving)
-    for i in range(leaving.shape[0]):
-        r = leaving[i]
-        d = st.replica_deployment[r]
-        best = -1
-        for n in range(num_nodes):
-            if n == node or counts[n] == 0 or may_take[n, d] == 0.0:
-                continue
-            if touched[n] and (capacity_reason(spec, st, d, n) != 0 or _is_full_of(spec, st, destination, d, n)):
-                continue
-            if best < 0 or less_left(spec, st, n, best):
-                best = n
-        if best < 0:
-            destination[:] = -1
-            count = BLOCKED
-            break
-        destination[r] = best
-        touched[best] = True
-        take_gpus(st.gpu_free, best, spec.demand[d, 0])
-        for k in range(num_resources):
-            st.node_free[best, k] -= spec.demand[d, k]
-    st.node_free[:] = node_free
-    st.gpu_free[:] = gpu_free
+    work = new_workspace(st)
+    prepare(spec, st, now_s, limits, work)
+    count = plan_evacuation(spec, st, may_take, node, work)
+    if count != BLOCKED:
+        for i in range(work.begin[node], work.begin[node + 1]):
+            destination[work.rows[i]] = work.destination[i]
     return count
-
-
-@njit(cache=True)
-def _is_full_of(spec: SpecArrays, st: StateArrays, destination: NDArray[np.int64], d: int, n: int) -> bool:
-    """Whether replicas of ``d`` on ``n``, with those planned to go there, reach the limit per node."""
-    if spec.max_per_node[d] <= 0:
-        return False
-    count = 0
-    for r in range(destination.shape[0]):
-        if st.replica_deployment[r] == d and (st.replica_node[r] == n or destination[r] == n):
-            count += 1
-    return bool(count >= spec.max_per_node[d])
-
-
-@njit(cache=True)
-def _leaving_replicas(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, node: int) -> NDArray[np.int64]:
-    """Rows that have to leave ``node``, largest demand first; ``[-1]`` if one of them may not."""
-    rows = np.empty(st.replica_phase.shape[0], np.int64)
-    count = 0
-    for r in range(rows.shape[0]):
-        if st.replica_node[r] != node or st.replica_phase[r] == _STOPPING:
-            continue
-        if st.replica_phase[r] == _RUNNING and st.replica_peer[r] >= 0:
-            continue
-        if source_reason(spec, st, now_s, limits, r, 0) != 0:
-            rows[0] = BLOCKED
-            return rows[:1]
-        i = count
-        while i > 0 and asks_more(spec, st.replica_deployment[r], st.replica_deployment[rows[i - 1]]):
-            rows[i] = rows[i - 1]
-            i -= 1
-        rows[i] = r
-        count += 1
-    return rows[:count]
 
 
 @njit(cache=True)

@@ -1,18 +1,30 @@
-"""Shape of the observation: sizes, feature names, and the one flat vector that holds it.
+"""Shape of observation and action: sizes, feature names, and the one flat vector that holds an observation.
 
-Dims: N padded nodes, D padded deployments. The flat float32 vector is
-``global (G,) | nodes (N, FN) | deployments (D, FD)`` and then three times ``(N, D)``: ``occupancy``,
-``source_mask``, ``destination_mask``.
-The two masks are the safety filter's answer (1 = allowed). The encoder that fills it is ``encoding.py``.
+Dims: N padded nodes, D padded deployments, T padded node types. The flat float32 vector is
+``global (G,) | nodes (N, FN) | deployments (D, FD) | node_types (T, FT)``, then three times ``(N, D)``:
+``occupancy``, ``source_mask``, ``destination_mask``, then ``new_node_mask (T, D)`` and ``evacuate_mask (N,)``.
+The masks are the safety filter's answer (1 = allowed). The encoder that fills it is ``encoding.py``.
+
+An action is a pair. First stage: 0 = NOOP, ``1 + n * D + d`` = take a replica of d from node n, ``1 + N * D + n`` =
+evacuate node n. Second stage, read for single replicas only: ``n`` = to node n, ``N + t`` = to a new node of type t.
 """
 
 import hashlib
 import json
+import math
 from typing import Any, NamedTuple
 
-__all__ = ["DEPLOYMENT_FEATURES", "GLOBAL_FEATURES", "NODE_FEATURES", "NOOP", "ObsLayout", "schema_hash"]
+__all__ = [
+    "DEPLOYMENT_FEATURES",
+    "GLOBAL_FEATURES",
+    "NODE_FEATURES",
+    "NODE_TYPE_FEATURES",
+    "NOOP",
+    "ObsLayout",
+    "schema_hash",
+]
 
-NOOP = 0  # index of NOOP in the first stage; cell (n, d) is 1 + n * D + d
+NOOP = 0  # of the first stage
 
 GLOBAL_FEATURES = (
     "dt_intervals",  # decision intervals passed since the previous obs: 0 after a move, 1 after NOOP
@@ -45,6 +57,8 @@ NODE_FEATURES = (
     "log_moves_needed",  # replicas still to leave
     "coldstart_usd_rel",  # price of emptying it over what the node costs in an hour
     "occupied_frac",  # dominant share held by replicas
+    "draining",  # will be interrupted
+    "spot",
 )
 DEPLOYMENT_FEATURES = (
     "present",
@@ -64,22 +78,58 @@ DEPLOYMENT_FEATURES = (
 )
 
 
+NODE_TYPE_FEATURES = (
+    "present",
+    "price_rel",  # hourly price over the mean price of the present nodes
+    "log_num_gpus",
+    "log_boot",  # ln(1 + mean boot time / decision interval)
+    "spot",
+    "room_frac",  # nodes that may still be launched, of the most there can be
+)
+
+
 class ObsLayout(NamedTuple):
     """Padded size of an observation."""
 
     num_nodes: int
     num_deployments: int
+    num_types: int
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each part, in the order of the flat vector."""
+        n, d, t = self
+        return {
+            "global": (len(GLOBAL_FEATURES),),
+            "nodes": (n, len(NODE_FEATURES)),
+            "deployments": (d, len(DEPLOYMENT_FEATURES)),
+            "node_types": (t, len(NODE_TYPE_FEATURES)),
+            "occupancy": (n, d),
+            "source_mask": (n, d),
+            "destination_mask": (n, d),
+            "new_node_mask": (t, d),
+            "evacuate_mask": (n,),
+        }
 
     @property
     def size(self) -> int:
         """Length of the flat vector."""
-        n, d = self
-        return len(GLOBAL_FEATURES) + n * len(NODE_FEATURES) + d * len(DEPLOYMENT_FEATURES) + 3 * n * d
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def num_cells(self) -> int:
+        """Cells of the first stage."""
+        return self.num_nodes * self.num_deployments
 
     @property
     def num_sources(self) -> int:
-        """Choices of the first stage: NOOP and every cell."""
-        return 1 + self.num_nodes * self.num_deployments
+        """Choices of the first stage: NOOP, every cell, and to evacuate each node."""
+        return 1 + self.num_cells + self.num_nodes
+
+    @property
+    def num_destinations(self) -> int:
+        """Choices of the second stage: nodes, and new nodes of each type."""
+        return self.num_nodes + self.num_types
 
     def split(self, flat: Any) -> dict[str, Any]:
         """Views into a flat vector.
@@ -88,22 +138,12 @@ class ObsLayout(NamedTuple):
             flat: ``(..., size)`` numpy array or torch tensor.
 
         Returns:
-            ``global (..., G), nodes (..., N, FN), deployments (..., D, FD)`` and
-            ``occupancy, source_mask, destination_mask (..., N, D)``, without copying.
+            The parts of ``shapes``, each with the leading dims of ``flat``, without copying.
         """
-        n, d = self
         lead = tuple(flat.shape[:-1])
-        shapes = {
-            "global": (len(GLOBAL_FEATURES),),
-            "nodes": (n, len(NODE_FEATURES)),
-            "deployments": (d, len(DEPLOYMENT_FEATURES)),
-            "occupancy": (n, d),
-            "source_mask": (n, d),
-            "destination_mask": (n, d),
-        }
         out, start = {}, 0
-        for name, shape in shapes.items():
-            length = shape[0] if len(shape) == 1 else shape[0] * shape[1]
+        for name, shape in self.shapes.items():
+            length = math.prod(shape)
             out[name] = flat[..., start : start + length].reshape(*lead, *shape)
             start += length
         return out
@@ -112,9 +152,10 @@ class ObsLayout(NamedTuple):
 def schema_hash() -> str:
     """Hex SHA-256 over the feature names: a policy trained on another schema must not be used."""
     schema = {
-        "version": 1,
+        "version": 2,
         "global": GLOBAL_FEATURES,
         "nodes": NODE_FEATURES,
         "deployments": DEPLOYMENT_FEATURES,
+        "node_types": NODE_TYPE_FEATURES,
     }
     return hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()

@@ -30,6 +30,10 @@ class Entry(enum.IntEnum):
     NODES_LAUNCHED = 12
     NODES_RELEASED = 13
     ELAPSED_S = 14
+    FAILED_MOVES = 15  # replacement failed, its node was lost or could not be had
+    FAILED_STARTS = 16  # start-ups that ended in a failure, of moves or not
+    NODES_INTERRUPTED = 17
+    STOCKOUTS = 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ class Move(NamedTuple):
     """One replica to one destination, as rows of the ``ClusterState`` it was planned on."""
 
     replica_idx: int
-    node_idx: int
+    node_idx: int  # node row; with N rows of nodes, N + t is a new node of type t
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,94 +2,121 @@
 
 Launch follows ``ray.autoscaler.v2.scheduler`` (Ray 2.60): pending requests are packed onto nodes already booting,
 then onto the node type that they use best, until all are placed or no type is left. Dims: N nodes, R replicas,
-T node types, K resources.
+T node types, K resources, I items: whole replicas, or single bundles of groups that no node holds whole.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from rayfold.envs.cluster import SpecArrays
+from rayfold.envs.cluster import MEMORY_IDX, SpecArrays
 from rayfold.envs.devices import EPS
+from rayfold.envs.safety import count_nodes
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
-__all__ = ["add_node", "choose_launches", "count_nodes", "is_expired", "remove_node"]
+__all__ = ["add_node", "choose_launches", "is_expired", "remove_node"]
 
 _ABSENT, _BOOTING, _ALIVE = int(NodePhase.ABSENT), int(NodePhase.BOOTING), int(NodePhase.ALIVE)
 _PENDING = int(ReplicaPhase.PENDING)
-_MEMORY = 2  # index in ClusterSpec.resource_names
+
+
+class _Items(NamedTuple):
+    """What waits for a node, in the order in which Ray packs it."""
+
+    deployment: NDArray[np.int64]  # (I,)
+    bundle: NDArray[np.int64]  # (I,) -1 = the whole replica
 
 
 @njit(cache=True)
-def count_nodes(st: StateArrays, num_types: int) -> NDArray[np.int64]:
-    """Nodes present per type: ``(T,)``."""
-    counts = np.zeros(num_types, np.int64)
-    for n in range(st.node_type.shape[0]):
-        if st.node_phase[n] != _ABSENT:
-            counts[st.node_type[n]] += 1
-    return counts
+def _asked(spec: SpecArrays, items: _Items, i: int, k: int) -> float:
+    d, j = items.deployment[i], items.bundle[i]
+    return spec.demand[d, k] if j < 0 else spec.bundle[d, j, k]
 
 
 @njit(cache=True)
 def _fill(
-    spec: SpecArrays, waiting: NDArray[np.int64], taken: NDArray[np.bool_], t: int, free: NDArray[np.float64]
+    spec: SpecArrays, items: _Items, taken: NDArray[np.bool_], t: int, free: NDArray[np.float64]
 ) -> tuple[tuple[float, float, float, float, float], int]:
-    """Packs waiting deployments, in their order, into ``free`` of a node of type ``t``, marking them in ``taken``.
+    """Packs waiting items, in their order, into ``free`` of a node of type ``t``, marking them in ``taken``.
 
     Returns:
         Score to compare types by, higher is better (``_compute_score``), and how many were packed. First comes a type
-        that has labels asked for; a GPU node is kept for those that ask for GPUs; then count the kinds of resources
-        asked for, then lowest and mean of ``capacity * use ** 3``.
+        whose labels are asked for, by the first selector rather than by a fallback; a GPU node is kept for those that
+        ask for GPUs; then count the kinds of resources asked for, then lowest and mean of ``capacity * use ** 3``.
     """
     num_resources = spec.demand.shape[1]
-    packed, wants_gpu, has_labels = 0, False, False
+    packed, wants_gpu, label_score = 0, False, 0.0
     is_asked = np.zeros(num_resources, np.bool_)
-    for i in range(waiting.shape[0]):
-        d = waiting[i]
-        if taken[i] or not spec.fits_type[d, t]:
+    for i in range(items.deployment.shape[0]):
+        d = items.deployment[i]
+        fits_type = spec.fits_type[d, t] if items.bundle[i] < 0 else spec.bundle_fits_type[d, t]
+        if taken[i] or not fits_type:
             continue
         fits = True
         for k in range(num_resources):
-            if spec.demand[d, k] > free[k] + EPS:
+            if _asked(spec, items, i, k) > free[k] + EPS:
                 fits = False
         if fits:
             taken[i] = True
             packed += 1
-            wants_gpu = wants_gpu or spec.demand[d, 0] > 0.0
-            has_labels = has_labels or spec.num_labels[d] > 0
+            wants_gpu = wants_gpu or _asked(spec, items, i, 0) > 0.0
+            if spec.num_labels[d] > 0:
+                label_score = max(label_score, float(spec.num_selectors[d] - spec.label_rank[d, t]))
             for k in range(num_resources):
-                free[k] -= spec.demand[d, k]
-                is_asked[k] = is_asked[k] or spec.demand[d, k] > 0.0
+                free[k] -= _asked(spec, items, i, k)
+                is_asked[k] = is_asked[k] or _asked(spec, items, i, k) > 0.0
     lowest, total, kinds, matching = np.inf, 0.0, 0, 0
     for k in range(num_resources):
         capacity = spec.type_capacity[t, k]
         if capacity > 0.0:
             # Ray counts memory in bytes here, which outweighs every other resource in the mean.
-            unit = 2.0**30 if k == _MEMORY else 1.0
+            unit = 2.0**30 if k == MEMORY_IDX else 1.0
             use = unit * capacity * (1.0 - free[k] / capacity) ** 3
             lowest = min(lowest, use)
             total += use
             kinds += 1
             matching += int(is_asked[k])
     is_kept = spec.type_num_gpus[t] > 0 and not wants_gpu
-    score = (1.0 if has_labels else 0.0, 0.0 if is_kept else 1.0, float(matching), lowest, total / max(1, kinds))
+    score = (label_score, 0.0 if is_kept else 1.0, float(matching), lowest, total / max(1, kinds))
     return score, packed
 
 
 @njit(cache=True)
+def _waiting(spec: SpecArrays, st: StateArrays) -> _Items:
+    """Pending replicas that no node is being launched for; bundle by bundle those that may and have to span nodes."""
+    num_types = spec.type_capacity.shape[0]
+    num_items, max_bundles = 0, spec.bundle.shape[1]
+    deployment = np.empty(st.replica_phase.shape[0] * max_bundles, np.int64)
+    bundle = np.empty_like(deployment)
+    for r in range(st.replica_phase.shape[0]):
+        if st.replica_phase[r] != _PENDING or st.replica_pinned_node[r] >= 0:
+            continue
+        d = st.replica_deployment[r]
+        is_whole = not spec.can_span[d]
+        for t in range(num_types):
+            is_whole = is_whole or spec.fits_type[d, t]
+        for j in range(1 if is_whole else spec.num_bundles[d]):
+            deployment[num_items] = d
+            bundle[num_items] = -1 if is_whole else j
+            num_items += 1
+    order = np.argsort(spec.launch_rank[deployment[:num_items]], kind="mergesort")
+    return _Items(deployment[:num_items][order], bundle[:num_items][order])
+
+
+@njit(cache=True)
 def choose_launches(spec: SpecArrays, st: StateArrays) -> NDArray[np.int64]:
-    """Nodes to launch now, per type: ``(T,)``."""
-    num_types, _num_resources = spec.type_capacity.shape
+    """Nodes to launch now, per type: ``(T,)``. A type that is out of stock is asked for again and again, as by Ray."""
+    num_types = spec.type_capacity.shape[0]
     launches = np.zeros(num_types, np.int64)
-    waiting_rows = [r for r in range(st.replica_phase.shape[0]) if st.replica_phase[r] == _PENDING]
-    if len(waiting_rows) == 0:
+    items = _waiting(spec, st)
+    if items.deployment.shape[0] == 0:
         return launches
-    waiting = np.array([st.replica_deployment[r] for r in waiting_rows])
-    waiting = waiting[np.argsort(spec.launch_rank[waiting], kind="mergesort")]
-    taken = np.zeros(waiting.shape[0], np.bool_)
+    taken = np.zeros(items.deployment.shape[0], np.bool_)
     for n in range(st.node_type.shape[0]):
         if st.node_phase[n] == _BOOTING:
-            _fill(spec, waiting, taken, st.node_type[n], spec.type_capacity[st.node_type[n]].copy())
+            _fill(spec, items, taken, st.node_type[n], _free_for_others(spec, st, n))
     counts = count_nodes(st, num_types)
     turn = np.arange(num_types)  # of equal types the one whose turn is first; a launched one goes to the end
     while True:
@@ -99,7 +126,7 @@ def choose_launches(spec: SpecArrays, st: StateArrays) -> NDArray[np.int64]:
             if counts[t] + launches[t] >= spec.type_max_nodes[t]:
                 continue
             trial = taken.copy()
-            score, packed = _fill(spec, waiting, trial, t, spec.type_capacity[t].copy())
+            score, packed = _fill(spec, items, trial, t, spec.type_capacity[t].copy())
             is_next = best >= 0 and score == best_score and turn[t] < turn[best]
             if packed > 0 and (score > best_score or is_next):
                 best, best_score, best_taken = t, score, trial
@@ -108,6 +135,16 @@ def choose_launches(spec: SpecArrays, st: StateArrays) -> NDArray[np.int64]:
         launches[best] += 1
         turn[best] = turn.max() + 1
         taken = best_taken
+
+
+@njit(cache=True)
+def _free_for_others(spec: SpecArrays, st: StateArrays, n: int) -> NDArray[np.float64]:
+    """``(K,)`` what a booting node leaves to replicas that are not pinned to it."""
+    free = st.node_free[n].copy()
+    for r in range(st.replica_phase.shape[0]):
+        if st.replica_phase[r] == _PENDING and st.replica_pinned_node[r] == n:
+            free -= spec.demand[st.replica_deployment[r]]
+    return free
 
 
 @njit(cache=True)
@@ -122,6 +159,10 @@ def add_node(spec: SpecArrays, st: StateArrays, t: int, phase: int, now_s: float
                 st.gpu_free[n, g] = 1.0 if g < spec.type_num_gpus[t] else 0.0
             st.node_idle_since_s[n] = now_s
             st.node_fenced_until_s[n] = -np.inf
+            st.node_others[n] = 0.0
+            st.node_releasable[n] = True
+            st.node_is_head[n] = False
+            st.node_is_opted_out[n] = spec.type_is_opted_out[t]
             return n
     return -1
 
@@ -133,6 +174,7 @@ def remove_node(st: StateArrays, n: int) -> None:
     st.node_phase[n] = _ABSENT
     st.node_free[n] = 0.0
     st.gpu_free[n] = 0.0
+    st.node_others[n] = 0.0
     st.node_idle_since_s[n] = np.inf
     st.node_fenced_until_s[n] = -np.inf
 
@@ -144,5 +186,5 @@ def is_expired(st: StateArrays, now_s: float, idle_timeout_s: float, n: int) -> 
         st.node_phase[n] == _ALIVE
         and st.node_releasable[n]
         and not st.node_is_head[n]
-        and now_s - st.node_idle_since_s[n] >= idle_timeout_s - 1e-9
+        and now_s - st.node_idle_since_s[n] > idle_timeout_s + 1e-9  # AS:2278 is strict
     )

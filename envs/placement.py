@@ -13,18 +13,7 @@ from rayfold.envs.devices import release_gpus, take_gpus
 from rayfold.envs.safety import capacity_reason
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
-__all__ = [
-    "active_nodes",
-    "asks_more",
-    "best_fit_node",
-    "hold",
-    "less_left",
-    "let_go",
-    "next_to_stop",
-    "pack_node",
-    "replicas_on",
-    "spread_node",
-]
+__all__ = ["active_nodes", "asks_more", "hold", "less_left", "let_go", "pack_node", "replicas_to_stop", "spread_node"]
 
 _ALIVE = int(NodePhase.ALIVE)
 _PENDING, _STARTING, _RUNNING = (
@@ -35,23 +24,19 @@ _PENDING, _STARTING, _RUNNING = (
 
 
 @njit(cache=True)
-def replicas_on(st: StateArrays) -> NDArray[np.int64]:
-    """Replicas that hold resources, per node: ``(N,)``."""
-    counts = np.zeros(st.node_type.shape[0], np.int64)
-    for r in range(st.replica_node.shape[0]):
-        if st.replica_node[r] >= 0:
-            counts[st.replica_node[r]] += 1
-    return counts
-
-
-@njit(cache=True)
 def hold(spec: SpecArrays, st: StateArrays, r: int, n: int) -> None:
     """Replica ``r`` takes its resources on ``n``, in place; the caller has checked that it fits."""
     d = st.replica_deployment[r]
-    st.replica_gpus[r] = take_gpus(st.gpu_free, n, spec.demand[d, 0])
+    if spec.sums_gpus[d]:
+        st.replica_gpus[r, 0] = take_gpus(st.gpu_free, n, spec.demand[d, 0])
+    else:
+        for j in range(spec.num_bundles[d]):
+            st.replica_gpus[r, j] = take_gpus(st.gpu_free, n, spec.bundle[d, j, 0])
     for k in range(spec.demand.shape[1]):
         st.node_free[n, k] -= spec.demand[d, k]
     st.replica_node[r] = n
+    st.node_held[n, d] += 1
+    st.node_num_held[n] += 1
     st.node_idle_since_s[n] = np.inf
 
 
@@ -59,23 +44,53 @@ def hold(spec: SpecArrays, st: StateArrays, r: int, n: int) -> None:
 def let_go(spec: SpecArrays, st: StateArrays, r: int, now_s: float) -> None:
     """Replica ``r`` gives its resources back and its row becomes EMPTY, in place."""
     d, n = st.replica_deployment[r], st.replica_node[r]
-    if n >= 0:
-        release_gpus(st.gpu_free, n, st.replica_gpus[r], spec.demand[d, 0])
+    if n >= 0 and st.replica_spans[r]:
+        _let_go_bundles(spec, st, r, now_s)
+    elif n >= 0:
+        if spec.sums_gpus[d]:
+            release_gpus(st.gpu_free, n, st.replica_gpus[r, 0], spec.demand[d, 0])
+        else:
+            for j in range(spec.num_bundles[d]):
+                release_gpus(st.gpu_free, n, st.replica_gpus[r, j], spec.bundle[d, j, 0])
         for k in range(spec.demand.shape[1]):
             st.node_free[n, k] += spec.demand[d, k]
+        _leave(st, n, d, now_s)
     st.replica_deployment[r] = -1
     st.replica_node[r] = -1
     st.replica_phase[r] = 0
     st.replica_peer[r] = -1
-    st.replica_gpus[r] = 0
-    if n >= 0:
-        for other in range(st.replica_node.shape[0]):
-            if st.replica_node[other] == n:
-                return
+    st.replica_spans[r] = False
+    st.replica_pinned_node[r] = -1
+    for j in range(st.replica_gpus.shape[1]):
+        st.replica_gpus[r, j] = 0
+        st.replica_bundle_node[r, j] = -1
+
+
+@njit(cache=True)
+def _leave(st: StateArrays, n: int, d: int, now_s: float) -> None:
+    st.node_held[n, d] -= 1
+    st.node_num_held[n] -= 1
+    if st.node_num_held[n] == 0:
         st.node_idle_since_s[n] = now_s
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
+def _let_go_bundles(spec: SpecArrays, st: StateArrays, r: int, now_s: float) -> None:
+    d = st.replica_deployment[r]
+    for j in range(spec.num_bundles[d]):
+        n = st.replica_bundle_node[r, j]
+        release_gpus(st.gpu_free, n, st.replica_gpus[r, j], spec.bundle[d, j, 0])
+        for k in range(spec.demand.shape[1]):
+            st.node_free[n, k] += spec.bundle[d, j, k]
+        is_last = True
+        for i in range(j + 1, spec.num_bundles[d]):
+            if st.replica_bundle_node[r, i] == n:
+                is_last = False
+        if is_last:
+            _leave(st, n, d, now_s)
+
+
+@njit(cache=True)
 def asks_more(spec: SpecArrays, a: int, b: int) -> bool:
     """Whether deployment ``a`` asks for more than ``b``: GPU first, then CPU, memory, custom (``Resources.__lt__``)."""
     for k in range(spec.demand.shape[1]):
@@ -87,7 +102,7 @@ def asks_more(spec: SpecArrays, a: int, b: int) -> bool:
     return True
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def less_left(spec: SpecArrays, st: StateArrays, a: int, b: int) -> bool:
     """Whether node ``a`` is left with less than ``b``: GPU first, then CPU, memory, custom (``Resources.__lt__``)."""
     for k in range(spec.demand.shape[1]):
@@ -108,24 +123,9 @@ def fits_better(spec: SpecArrays, st: StateArrays, a: int, b: int) -> bool:
     if less_left(spec, st, b, a):
         return False
     for d in range(spec.demand.shape[0]):
-        if spec.max_per_node[d] > 0:
-            more = 0
-            for r in range(st.replica_node.shape[0]):
-                if st.replica_deployment[r] == d:
-                    more += int(st.replica_node[r] == a) - int(st.replica_node[r] == b)
-            if more != 0:
-                return bool(more > 0)
+        if spec.max_per_node[d] > 0 and st.node_held[a, d] != st.node_held[b, d]:
+            return bool(st.node_held[a, d] > st.node_held[b, d])
     return False
-
-
-@njit(cache=True, inline="always")
-def best_fit_node(spec: SpecArrays, st: StateArrays, d: int, allowed: NDArray[np.bool_]) -> int:
-    """Node of ``allowed`` ``(N,)`` that one replica of ``d`` leaves fullest, -1 if it fits on none."""
-    best = -1
-    for n in range(st.node_type.shape[0]):
-        if allowed[n] and capacity_reason(spec, st, d, n) == 0 and (best < 0 or fits_better(spec, st, n, best)):
-            best = n
-    return best
 
 
 @njit(cache=True)
@@ -140,27 +140,38 @@ def active_nodes(st: StateArrays) -> NDArray[np.bool_]:
 
 @njit(cache=True)
 def pack_node(spec: SpecArrays, st: StateArrays, now_s: float, d: int, active: NDArray[np.bool_]) -> int:
-    """Best fit: active nodes first, then empty ones, fenced ones last (Ray cancels its compaction then).
+    """Best fit: active nodes first, then idle ones, fenced ones last (Ray cancels its compaction then).
+
+    With label fallbacks each selector is tried in turn, active and idle nodes alike
+    (``_build_pack_placement_candidates``).
+
+    Args:
+        spec: Static description.
+        st: State.
+        now_s: Its clock.
+        d: Deployment row.
+        active: ``(N,)`` ``active_nodes``, and those that took a replica in the same round of placement.
 
     Returns:
         Node row, -1 if the replica fits nowhere.
     """
-    num_nodes = st.node_type.shape[0]
-    allowed = np.zeros(num_nodes, np.bool_)
-    for stage in range(3):
-        for n in range(num_nodes):
-            fenced = st.node_fenced_until_s[n] > now_s
-            wanted = (stage == 0 and active[n]) or (stage == 1 and not active[n])
-            allowed[n] = st.node_phase[n] == _ALIVE and (fenced if stage == 2 else (wanted and not fenced))
-        n = best_fit_node(spec, st, d, allowed)
-        if n >= 0:
-            return int(n)
-    return -1
+    best, best_stage = -1, 1 << 30
+    for n in range(st.node_type.shape[0]):
+        if st.node_phase[n] != _ALIVE:
+            continue
+        stage = 2 * spec.label_rank[d, st.node_type[n]] + int(not active[n])
+        if st.node_fenced_until_s[n] > now_s:
+            stage = 1 << 20  # after every other node, whatever its labels
+        if stage > best_stage or (stage == best_stage and not fits_better(spec, st, n, best)):
+            continue
+        if capacity_reason(spec, st, d, n) == 0:
+            best, best_stage = n, stage
+    return best
 
 
 @njit(cache=True)
 def spread_node(spec: SpecArrays, st: StateArrays, now_s: float, d: int, cursor: int) -> int:
-    """Round robin over the nodes from ``cursor``, fenced ones last.
+    """Round robin over the nodes from ``cursor``, those of label fallbacks later, fenced ones last.
 
     Ray's raylet does this for the ``SPREAD`` strategy (``SpreadSchedulingPolicy``, C++).
 
@@ -168,49 +179,97 @@ def spread_node(spec: SpecArrays, st: StateArrays, now_s: float, d: int, cursor:
         Node row, -1 if the replica fits nowhere.
     """
     num_nodes = st.node_type.shape[0]
-    for want_fenced in (False, True):
-        for i in range(num_nodes):
-            n = (cursor + i) % num_nodes
-            if st.node_phase[n] != _ALIVE or (st.node_fenced_until_s[n] > now_s) != want_fenced:
-                continue
-            if capacity_reason(spec, st, d, n) == 0:
-                return int(n)
-    return -1
+    best, best_stage = -1, 1 << 30
+    for i in range(num_nodes):
+        n = cursor + i
+        n = n - num_nodes if n >= num_nodes else n
+        if st.node_phase[n] != _ALIVE:
+            continue
+        stage = spec.label_rank[d, st.node_type[n]]
+        if st.node_fenced_until_s[n] > now_s:
+            stage = 1 << 20
+        if stage < best_stage and capacity_reason(spec, st, d, n) == 0:
+            best, best_stage = n, stage
+            if stage == 0:
+                break
+    return best
 
 
 @njit(cache=True)
-def next_to_stop(st: StateArrays, d: int, serial: NDArray[np.int64]) -> int:
-    """The replica of ``d`` that a downscale stops first, -1 if there is none.
+def replicas_to_stop(
+    spec: SpecArrays, st: StateArrays, d: int, num: int, serial: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The replicas of ``d`` that a downscale by ``num`` stops, first one first.
 
-    ``_get_replicas_to_stop``: not running ones, then off the head node, then on the node with the fewest
-    replicas (of those the one met first), then the newest. A replica that is being moved goes before other running
-    ones: Serve stops its starting replacement and finds the old one in surplus.
+    ``_get_replicas_to_stop``: not running ones, then off the head node, then on nodes of a label fallback, then on
+    the node with the fewest running replicas (of those the one met first, deployment by deployment), then the newest.
+    A replica that is being moved goes before other running ones: Serve stops its starting replacement and finds the
+    old one in surplus.
 
     Args:
+        spec: Static description.
         st: State.
         d: Deployment row.
+        num: How many.
         serial: ``(R,)`` creation order.
+
+    Returns:
+        At most ``num`` rows.
     """
-    counts = np.zeros(st.node_type.shape[0], np.int64)
-    met = np.full(st.node_type.shape[0], 1 << 62, np.int64)  # when Ray, deployment by deployment, meets the node
-    for r in range(st.replica_node.shape[0]):
+    num_nodes, num_replicas = st.node_type.shape[0], st.replica_phase.shape[0]
+    counts = np.zeros(num_nodes, np.int64)
+    first = np.full(num_nodes, -1, np.int64)  # the running replica by which Ray meets the node
+    for r in range(num_replicas):
         n = st.replica_node[r]
-        if n >= 0 and st.replica_phase[r] == _RUNNING:
+        if st.replica_phase[r] == _RUNNING:
             counts[n] += 1
-            met[n] = min(met[n], (st.replica_deployment[r] << 40) + serial[r])
-    best = -1
-    best_key = (9, 9, 0, 0, 0)
-    for r in range(st.replica_phase.shape[0]):
-        phase = st.replica_phase[r]
-        if st.replica_deployment[r] != d or phase < _PENDING or phase > _RUNNING:
-            continue
-        if phase != _RUNNING:
-            if st.replica_peer[r] >= 0:
-                continue  # a replacement goes with the replica it replaces
-            key = (0, 0, 0, 0, -serial[r])
-        else:
-            n = st.replica_node[r]
-            key = (1 if st.replica_peer[r] >= 0 else 2, int(st.node_is_head[n]), counts[n], met[n], -serial[r])
-        if best < 0 or key < best_key:
-            best, best_key = r, key
-    return int(best)
+            if first[n] < 0 or _is_met_before(st, serial, r, first[n]):
+                first[n] = r
+    chosen = np.empty(num, np.int64)
+    is_taken = np.zeros(num_replicas, np.bool_)
+    for i in range(num):
+        best = -1
+        best_key = (9, 9, 9, 0, 0, 0.0, 0, 0.0, 0)
+        for r in range(num_replicas):
+            phase = st.replica_phase[r]
+            if st.replica_deployment[r] != d or phase < _PENDING or phase > _RUNNING or is_taken[r]:
+                continue
+            if phase != _RUNNING:
+                if st.replica_peer[r] >= 0:
+                    continue  # a replacement goes with the replica it replaces
+                key = (0, 0, 0, 0, 0, 0.0, 0, 0.0, -serial[r])
+            else:
+                n = st.replica_node[r]
+                f = first[n]
+                matches = int(spec.label_rank[d, st.node_type[n]] == 0)
+                is_moving = 1 if st.replica_peer[r] >= 0 else 2
+                met = (st.replica_deployment[f], st.replica_since_s[f], serial[f])
+                since_s = st.replica_since_s[r]
+                key = (
+                    is_moving,
+                    int(st.node_is_head[n]),
+                    matches,
+                    counts[n],
+                    met[0],
+                    met[1],
+                    met[2],
+                    -since_s,
+                    -serial[r],
+                )
+            if best < 0 or key < best_key:
+                best, best_key = r, key
+        if best < 0:
+            return chosen[:i]
+        is_taken[best] = True
+        chosen[i] = best
+    return chosen
+
+
+@njit(cache=True)
+def _is_met_before(st: StateArrays, serial: NDArray[np.int64], a: int, b: int) -> bool:
+    """Whether Ray, walking deployments and then replicas in the order they came to run, meets ``a`` before ``b``."""
+    if st.replica_deployment[a] != st.replica_deployment[b]:
+        return bool(st.replica_deployment[a] < st.replica_deployment[b])
+    if st.replica_since_s[a] != st.replica_since_s[b]:
+        return bool(st.replica_since_s[a] < st.replica_since_s[b])
+    return bool(serial[a] < serial[b])

@@ -20,9 +20,11 @@ def gpu_owner(state: ClusterState) -> NDArray[np.int64]:
     num_gpus = np.where(st.node_type >= 0, state.spec.arrays.type_num_gpus[st.node_type], 0)
     owner = np.where(np.arange(st.gpu_free.shape[1])[None] < num_gpus[:, None], _FREE, _ABSENT)
     for r in np.flatnonzero(st.replica_node >= 0):
-        for g in range(st.gpu_free.shape[1]):
-            if (int(st.replica_gpus[r]) >> g) & 1:
-                owner[st.replica_node[r], g] = st.replica_deployment[r]
+        for j, devices in enumerate(st.replica_gpus[r].tolist()):
+            n = st.replica_bundle_node[r, j] if st.replica_spans[r] else st.replica_node[r]
+            for g in range(st.gpu_free.shape[1]):
+                if (devices >> g) & 1:
+                    owner[n, g] = st.replica_deployment[r]
     return owner.astype(np.int64)
 
 

@@ -57,7 +57,7 @@ def decide_target(
         downscaling_factor: As in ``AutoscalingConfig``.
         upscale_delay_s: As in ``AutoscalingConfig``.
         downscale_delay_s: As in ``AutoscalingConfig``.
-        downscale_to_zero_delay_s: From a target of 1 to 0; ``downscale_delay_s`` where the config says None.
+        downscale_to_zero_delay_s: As in ``AutoscalingConfig``; its default there is ``downscale_delay_s``.
         min_replicas: Lower bound.
         max_replicas: Upper bound.
 
@@ -79,8 +79,7 @@ def decide_target(
     elif desired < target:
         if direction >= 0:
             direction, since_s = -1, now_s
-        delay_s = downscale_to_zero_delay_s if target == 1 else downscale_delay_s
-        if now_s - since_s + _DELAY_EPS_S >= delay_s:
+        if now_s - since_s + _DELAY_EPS_S >= (downscale_to_zero_delay_s if target == 1 else downscale_delay_s):
             decision = desired if target == 1 else max(1, desired)
             direction, since_s = 0, math.inf
     else:

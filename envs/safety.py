@@ -13,7 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from rayfold.envs.cluster import SpecArrays
-from rayfold.envs.devices import EPS, can_take_gpus
+from rayfold.envs.devices import EPS, NO_DEVICES, can_take_gpus, take_gpus
 from rayfold.envs.moves import Move
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
 
@@ -21,11 +21,19 @@ __all__ = [
     "Limits",
     "Reason",
     "Verdict",
+    "can_take_bundles",
+    "capacity_reason",
     "check_move",
+    "count_nodes",
+    "deployments_that_may_move",
+    "destination_node_reason",
     "destination_reason",
     "movable_replica",
     "move_masks",
+    "move_reason",
     "moves_in_flight",
+    "replica_reason",
+    "source_node_reason",
     "source_reason",
 ]
 
@@ -37,6 +45,7 @@ class Limits(NamedTuple):
     deployment_cooldown_s: float = 120.0  # between ticks that move replicas of one deployment
     fence_s: float = 600.0  # a node that a replica was moved off takes no new ones for this long
     use_unreleasable_nodes: bool = False  # as destinations; they are never emptied
+    allow_new_nodes: bool = False  # as destinations: a move may first launch the node that it goes to
 
 
 class Reason(enum.IntEnum):
@@ -62,6 +71,11 @@ class Reason(enum.IntEnum):
     NO_CAPACITY = 17
     NO_GPU_DEVICE = 18
     MAX_REPLICAS_PER_NODE = 19
+    REPLICA_SPANS_NODES = 20
+    SOURCE_OPTED_OUT = 21
+    SOURCE_NOT_ALIVE = 22
+    NEW_NODES_NOT_ALLOWED = 23
+    TYPE_AT_MAX_NODES = 24
 
 
 class Verdict(NamedTuple):
@@ -82,6 +96,8 @@ _TOO_MANY_MOVES = int(Reason.TOO_MANY_MOVES)
 _SOURCE_IS_HEAD = int(Reason.SOURCE_IS_HEAD)
 _SOURCE_NOT_RELEASABLE = int(Reason.SOURCE_NOT_RELEASABLE)
 _SOURCE_AT_MIN = int(Reason.SOURCE_AT_MIN_NODES)
+_NO_SUCH_NODE = int(Reason.NO_SUCH_NODE)
+_SAME_NODE = int(Reason.SAME_NODE)
 _NOT_ALIVE = int(Reason.DESTINATION_NOT_ALIVE)
 _DESTINATION_IS_HEAD = int(Reason.DESTINATION_IS_HEAD)
 _DESTINATION_NOT_RELEASABLE = int(Reason.DESTINATION_NOT_RELEASABLE)
@@ -90,30 +106,75 @@ _LABELS = int(Reason.LABELS_DO_NOT_MATCH)
 _NO_CAPACITY = int(Reason.NO_CAPACITY)
 _NO_GPU_DEVICE = int(Reason.NO_GPU_DEVICE)
 _MAX_PER_NODE = int(Reason.MAX_REPLICAS_PER_NODE)
-_ALIVE, _ABSENT = int(NodePhase.ALIVE), int(NodePhase.ABSENT)
+_SPANS = int(Reason.REPLICA_SPANS_NODES)
+_SOURCE_OPTED_OUT = int(Reason.SOURCE_OPTED_OUT)
+_SOURCE_NOT_ALIVE = int(Reason.SOURCE_NOT_ALIVE)
+_NO_NEW_NODES = int(Reason.NEW_NODES_NOT_ALLOWED)
+_AT_MAX = int(Reason.TYPE_AT_MAX_NODES)
+_ALIVE = int(NodePhase.ALIVE)
 _RUNNING, _EMPTY = int(ReplicaPhase.RUNNING), int(ReplicaPhase.EMPTY)
 
 
 @njit(cache=True)
 def moves_in_flight(st: StateArrays) -> int:
     """Replicas whose replacement is still starting."""
-    count = 0
-    for r in range(st.replica_phase.shape[0]):
-        if st.replica_phase[r] == _RUNNING and st.replica_peer[r] >= 0:
+    count, phase, peer = 0, st.replica_phase, st.replica_peer
+    for r in range(phase.shape[0]):
+        if peer[r] >= 0 and phase[r] == _RUNNING:
             count += 1
     return count
 
 
-@njit(cache=True, inline="always")
-def _num_present(st: StateArrays, node_type: int) -> int:
-    count = 0
-    for n in range(st.node_type.shape[0]):
-        if st.node_phase[n] != _ABSENT and st.node_type[n] == node_type:
-            count += 1
-    return count
+@njit(cache=True)
+def count_nodes(st: StateArrays, num_types: int) -> NDArray[np.int64]:
+    """Nodes present per type: ``(T,)``."""
+    counts, node_type = np.zeros(num_types, np.int64), st.node_type
+    for n in range(node_type.shape[0]):
+        if node_type[n] >= 0:
+            counts[node_type[n]] += 1
+    return counts
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
+def replica_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, r: int, in_flight: int) -> int:
+    """Why replica ``r`` may not be moved, for reasons of its own; see ``source_reason``."""
+    if r < 0 or r >= st.replica_phase.shape[0] or st.replica_phase[r] == _EMPTY:
+        return _NO_SUCH_REPLICA
+    if st.replica_phase[r] != _RUNNING:
+        return _REPLICA_NOT_RUNNING
+    if st.replica_peer[r] >= 0:
+        return _ALREADY_MOVING
+    d = st.replica_deployment[r]
+    if not spec.is_movable[d]:
+        return _OPTED_OUT
+    if st.replica_spans[r]:
+        return _SPANS
+    # Moves decided at one tick share its clock, so a cooldown separates ticks, not moves of a plan.
+    since_s = now_s - st.deployment_moved_s[d]
+    if since_s > 0.0 and since_s < limits.deployment_cooldown_s:
+        return _COOLDOWN
+    if in_flight >= limits.max_concurrent_moves:
+        return _TOO_MANY_MOVES
+    return _ALLOWED
+
+
+@njit(cache=True)
+def source_node_reason(spec: SpecArrays, st: StateArrays, counts: NDArray[np.int64], n: int) -> int:
+    """Why no replica may leave node ``n``; ``counts`` is ``count_nodes``."""
+    if st.node_phase[n] != _ALIVE:
+        return _SOURCE_NOT_ALIVE
+    if st.node_is_head[n]:
+        return _SOURCE_IS_HEAD
+    if st.node_is_opted_out[n]:
+        return _SOURCE_OPTED_OUT
+    if not st.node_releasable[n]:
+        return _SOURCE_NOT_RELEASABLE
+    if counts[st.node_type[n]] <= spec.type_min_nodes[st.node_type[n]]:
+        return _SOURCE_AT_MIN
+    return _ALLOWED
+
+
+@njit(cache=True)
 def source_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, r: int, in_flight: int) -> int:
     """Why replica ``r`` may not leave its node, wherever it would go.
 
@@ -126,45 +187,45 @@ def source_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limit
         in_flight: ``moves_in_flight(st)``.
 
     Returns:
-        A ``Reason``.
+        A ``Reason``; that of the replica before that of the node.
     """
-    if r < 0 or r >= st.replica_phase.shape[0] or st.replica_phase[r] == _EMPTY:
-        return _NO_SUCH_REPLICA
-    if st.replica_phase[r] != _RUNNING:
-        return _REPLICA_NOT_RUNNING
-    if st.replica_peer[r] >= 0:
-        return _ALREADY_MOVING
-    d, n = st.replica_deployment[r], st.replica_node[r]
-    if not spec.is_movable[d]:
-        return _OPTED_OUT
-    # Moves decided at one tick share its clock, so a cooldown separates ticks, not moves of a plan.
-    since_s = now_s - st.deployment_moved_s[d]
-    if since_s > 0.0 and since_s < limits.deployment_cooldown_s:
-        return _COOLDOWN
-    if in_flight >= limits.max_concurrent_moves:
-        return _TOO_MANY_MOVES
-    if st.node_is_head[n]:
-        return _SOURCE_IS_HEAD
-    if not st.node_releasable[n]:
-        return _SOURCE_NOT_RELEASABLE
-    node_type = st.node_type[n]
-    if _num_present(st, node_type) <= spec.type_min_nodes[node_type]:
-        return _SOURCE_AT_MIN
-    return _ALLOWED
+    reason = replica_reason(spec, st, now_s, limits, r, in_flight)
+    if reason != _ALLOWED:
+        return reason
+    return source_node_reason(spec, st, count_nodes(st, spec.type_capacity.shape[0]), st.replica_node[r])
 
 
 @njit(cache=True)
 def movable_replica(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, n: int, d: int) -> int:
     """First replica of deployment ``d`` that may leave node ``n``, -1 if there is none."""
+    if st.node_held[n, d] == 0:
+        return -1
+    if source_node_reason(spec, st, count_nodes(st, spec.type_capacity.shape[0]), n) != _ALLOWED:
+        return -1
     in_flight = moves_in_flight(st)
-    for r in range(st.replica_phase.shape[0]):
-        is_there = st.replica_node[r] == n and st.replica_deployment[r] == d
-        if is_there and source_reason(spec, st, now_s, limits, r, in_flight) == _ALLOWED:
+    node, deployment = st.replica_node, st.replica_deployment
+    for r in range(node.shape[0]):
+        if node[r] == n and deployment[r] == d and replica_reason(spec, st, now_s, limits, r, in_flight) == _ALLOWED:
             return r
     return -1
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
+def can_take_bundles(
+    bundle: NDArray[np.float64], num_bundles: NDArray[np.int64], gpu_free: NDArray[np.float64], d: int, n: int
+) -> bool:
+    """Whether the devices of ``n`` hold every bundle of ``d``, each on devices of its own choice."""
+    before = gpu_free[n].copy()
+    fits = True
+    for j in range(num_bundles[d]):
+        if take_gpus(gpu_free, n, bundle[d, j, 0]) == NO_DEVICES:
+            fits = False
+            break
+    gpu_free[n] = before
+    return fits
+
+
+@njit(cache=True)
 def capacity_reason(spec: SpecArrays, st: StateArrays, d: int, n: int) -> int:
     """Why one more replica of ``d`` does not fit on ``n``: labels, resources, devices, replicas per node."""
     if not spec.fits_type[d, st.node_type[n]]:
@@ -172,21 +233,19 @@ def capacity_reason(spec: SpecArrays, st: StateArrays, d: int, n: int) -> int:
     for k in range(spec.demand.shape[1]):
         if spec.demand[d, k] > st.node_free[n, k] + EPS:
             return _NO_CAPACITY
-    if not can_take_gpus(st.gpu_free, n, spec.demand[d, 0]):
+    if spec.sums_gpus[d]:
+        if not can_take_gpus(st.gpu_free, n, spec.demand[d, 0]):
+            return _NO_GPU_DEVICE
+    elif not can_take_bundles(spec.bundle, spec.num_bundles, st.gpu_free, d, n):
         return _NO_GPU_DEVICE
-    if spec.max_per_node[d] > 0:
-        count = 0
-        for r in range(st.replica_phase.shape[0]):
-            if st.replica_node[r] == n and st.replica_deployment[r] == d:
-                count += 1
-        if count >= spec.max_per_node[d]:
-            return _MAX_PER_NODE
+    if spec.max_per_node[d] > 0 and st.node_held[n, d] >= spec.max_per_node[d]:
+        return _MAX_PER_NODE
     return _ALLOWED
 
 
-@njit(cache=True, inline="always")
-def destination_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, d: int, n: int) -> int:
-    """Why no replica of deployment ``d`` may be moved to node ``n``, whichever it is; a ``Reason``."""
+@njit(cache=True)
+def destination_node_reason(st: StateArrays, now_s: float, limits: Limits, n: int) -> int:
+    """Why no replica at all may be moved to node ``n``."""
     if st.node_phase[n] != _ALIVE:
         return _NOT_ALIVE
     if st.node_is_head[n]:
@@ -195,7 +254,24 @@ def destination_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: 
         return _DESTINATION_NOT_RELEASABLE
     if st.node_fenced_until_s[n] > now_s:
         return _FENCED
-    return int(capacity_reason(spec, st, d, n))
+    return _ALLOWED
+
+
+@njit(cache=True)
+def destination_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, d: int, n: int) -> int:
+    """Why no replica of deployment ``d`` may be moved to node ``n``, whichever it is; a ``Reason``."""
+    reason = destination_node_reason(st, now_s, limits, n)
+    return reason if reason != _ALLOWED else capacity_reason(spec, st, d, n)
+
+
+@njit(cache=True)
+def new_node_reason(spec: SpecArrays, counts: NDArray[np.int64], limits: Limits, d: int, t: int) -> int:
+    """Why no replica of ``d`` may be moved to a new node of type ``t``; ``counts`` is ``count_nodes``."""
+    if not limits.allow_new_nodes:
+        return _NO_NEW_NODES
+    if counts[t] >= spec.type_max_nodes[t]:
+        return _AT_MAX
+    return _ALLOWED if spec.fits_type[d, t] else _LABELS
 
 
 @njit(cache=True)
@@ -206,6 +282,7 @@ def move_masks(
     limits: Limits,
     source: NDArray[np.float32],
     destination: NDArray[np.float32],
+    new_node: NDArray[np.float32],
 ) -> None:
     """Writes the masks of both stages (1 = allowed).
 
@@ -214,27 +291,86 @@ def move_masks(
         st: State.
         now_s: Its clock.
         limits: Limits.
-        source: ``(>=N, >=D)``, written: a replica of d may leave n, and some other node may take it.
+        source: ``(>=N, >=D)``, written: a replica of d may leave n, and some other node, or a new one, may take it.
         destination: ``(>=N, >=D)``, written: n may take a replica of d.
+        new_node: ``(>=T, >=D)``, written: a new node of type t may take a replica of d.
     """
     num_nodes, num_deployments = st.node_type.shape[0], spec.demand.shape[0]
+    num_types = spec.type_capacity.shape[0]
     source[:] = 0.0
     destination[:] = 0.0
-    for n in range(num_nodes):
+    new_node[:] = 0.0
+    counts = count_nodes(st, num_types)
+    takers = np.zeros(num_deployments, np.int64)  # how many could take one
+    _mark_destinations(spec, st, now_s, limits, destination, takers)
+    for t in range(num_types):
         for d in range(num_deployments):
-            if destination_reason(spec, st, now_s, limits, d, n) == _ALLOWED:
-                destination[n, d] = 1.0
+            if new_node_reason(spec, counts, limits, d, t) == _ALLOWED:
+                new_node[t, d] = 1.0
+                takers[d] += 1
     in_flight = moves_in_flight(st)
-    for r in range(st.replica_phase.shape[0]):
-        if st.replica_phase[r] != _RUNNING:
+    if in_flight >= limits.max_concurrent_moves:
+        return
+    can_leave = np.zeros(num_nodes, np.bool_)
+    for n in range(num_nodes):
+        can_leave[n] = source_node_reason(spec, st, counts, n) == _ALLOWED
+    phase, node, deployment, peer = st.replica_phase, st.replica_node, st.replica_deployment, st.replica_peer
+    may_move, spans = deployments_that_may_move(spec, st, now_s, limits), st.replica_spans
+    for r in range(phase.shape[0]):
+        if phase[r] != _RUNNING or peer[r] >= 0 or spans[r]:
             continue
-        n, d = st.replica_node[r], st.replica_deployment[r]
-        if source[n, d] > 0.0 or source_reason(spec, st, now_s, limits, r, in_flight) != _ALLOWED:
+        n, d = node[r], deployment[r]
+        if can_leave[n] and may_move[d] and takers[d] > int(destination[n, d]):
+            source[n, d] = 1.0
+
+
+@njit(cache=True)
+def deployments_that_may_move(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits) -> NDArray[np.bool_]:
+    """``(D,)`` neither opted out nor in their cooldown; see ``replica_reason``."""
+    may_move = np.zeros(spec.is_movable.shape[0], np.bool_)
+    for d in range(may_move.shape[0]):
+        since_s = now_s - st.deployment_moved_s[d]
+        is_cooling = since_s > 0.0 and since_s < limits.deployment_cooldown_s
+        may_move[d] = spec.is_movable[d] and not is_cooling
+    return may_move
+
+
+@njit(cache=True)
+def _mark_destinations(
+    spec: SpecArrays,
+    st: StateArrays,
+    now_s: float,
+    limits: Limits,
+    destination: NDArray[np.float32],
+    takers: NDArray[np.int64],
+) -> None:
+    """``destination_reason`` of every cell at once: what a node has is looked up once for all deployments."""
+    # Local names: numba counts references at every access to a field, which is most of the time here.
+    demand, fits_type, sums_gpus, max_per_node = spec.demand, spec.fits_type, spec.sums_gpus, spec.max_per_node
+    node_type, node_free, gpu_free, node_held = st.node_type, st.node_free, st.gpu_free, st.node_held
+    num_resources = demand.shape[1]
+    for n in range(node_type.shape[0]):
+        if destination_node_reason(st, now_s, limits, n) != _ALLOWED:
             continue
-        for m in range(num_nodes):
-            if m != n and destination[m, d] > 0.0:
-                source[n, d] = 1.0
-                break
+        t, whole, largest = node_type[n], 0, 0.0
+        for g in range(gpu_free.shape[1]):
+            if gpu_free[n, g] >= 1.0 - EPS:
+                whole += 1
+            largest = max(largest, gpu_free[n, g])
+        for d in range(demand.shape[0]):
+            fits = fits_type[d, t]
+            for k in range(num_resources):
+                fits = fits and demand[d, k] <= node_free[n, k] + EPS
+            gpus = demand[d, 0]
+            if not fits or (max_per_node[d] > 0 and node_held[n, d] >= max_per_node[d]):
+                continue
+            if not sums_gpus[d]:
+                if not can_take_bundles(spec.bundle, spec.num_bundles, st.gpu_free, d, n):
+                    continue
+            elif gpus > EPS and (gpus > largest + EPS if gpus < 1.0 - EPS else gpus > whole + EPS):
+                continue
+            destination[n, d] = 1.0
+            takers[d] += 1
 
 
 def check_move(state: ClusterState, move: Move, limits: Limits) -> Verdict:
@@ -242,21 +378,28 @@ def check_move(state: ClusterState, move: Move, limits: Limits) -> Verdict:
 
     Args:
         state: The cluster.
-        move: Rows of that state.
+        move: Rows of that state; a destination ``N + t`` is a new node of type t.
         limits: What is allowed.
 
     Returns:
         The verdict; its reason is the first rule that refuses, replica rules before node rules.
     """
-    spec, st = state.spec.arrays, state.arrays
-    r, n = move
-    reason = source_reason(spec, st, state.now_s, limits, r, moves_in_flight(st))
-    if reason == _ALLOWED:
-        if not 0 <= n < len(st.node_type):
-            reason = Reason.NO_SUCH_NODE
-        elif n == st.replica_node[r]:
-            reason = Reason.SAME_NODE
-        else:
-            d = st.replica_deployment[r]
-            reason = destination_reason(spec, st, state.now_s, limits, d, n)
+    reason = move_reason(state.spec.arrays, state.arrays, state.now_s, limits, move.replica_idx, move.node_idx)
     return Verdict(reason == _ALLOWED, Reason(reason))
+
+
+@njit(cache=True)
+def move_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, r: int, n: int) -> int:
+    """``check_move`` as a ``Reason``."""
+    reason = source_reason(spec, st, now_s, limits, r, moves_in_flight(st))
+    if reason != _ALLOWED:
+        return int(reason)
+    num_nodes, num_types = st.node_type.shape[0], spec.type_capacity.shape[0]
+    d = st.replica_deployment[r]
+    if n < 0 or n >= num_nodes + num_types:
+        return _NO_SUCH_NODE
+    if n >= num_nodes:
+        return int(new_node_reason(spec, count_nodes(st, num_types), limits, d, n - num_nodes))
+    if n == st.replica_node[r]:
+        return _SAME_NODE
+    return int(destination_reason(spec, st, now_s, limits, d, n))

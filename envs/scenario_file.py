@@ -8,6 +8,7 @@ import numpy as np
 
 from rayfold.envs.cluster import (
     GPU,
+    NO_MATCH,
     AutoscalingConfig,
     ClusterSettings,
     ClusterSpec,
@@ -27,6 +28,7 @@ from rayfold.errors import InputError
 __all__ = ["ScenarioFile", "open_scenario", "shipped_scenarios", "to_spec", "to_traffic"]
 
 _DAY_S = 86400.0
+_INTERVALS = {"boot_s", "stockout_s", "other_work_s"}  # of a node type
 _LOW_FOR_GOOD = Interval(float("inf"), float("inf"))
 
 
@@ -87,13 +89,22 @@ def to_spec(file: ScenarioFile) -> ClusterSpec:
     for i, t in enumerate(model.node_types):
         if t.min_nodes > t.max_nodes:
             raise InputError(f"{where}: node_types.{i}.min_nodes", f"at most max_nodes {t.max_nodes}", t.min_nodes)
+        if t.is_head and (t.min_nodes, t.max_nodes) != (1, 1):
+            raise InputError(
+                f"{where}: node_types.{i}.is_head", "min_nodes 1 and max_nodes 1", [t.min_nodes, t.max_nodes]
+            )
+        for name, amount in t.other_work.items():
+            if amount > t.resources.get(name, 0.0):
+                most = f"at most {t.resources.get(name, 0.0):g}, what the node has"
+                raise InputError(f"{where}: node_types.{i}.other_work.{name}", most, f"{amount:g}")
     for i, d in enumerate(model.deployments):
         _check_deployment(d, f"{where}: deployments.{i}")
     settings = model.settings
     _check_divides(settings.substep_s, settings.decision_interval_s, f"{where}: settings.substep_s")
     spec = ClusterSpec(
         node_types=tuple(
-            NodeType(**t.model_dump(exclude={"boot_s"}), boot_s=Interval(*t.boot_s)) for t in model.node_types
+            NodeType(**t.model_dump(exclude=_INTERVALS), **{name: Interval(*getattr(t, name)) for name in _INTERVALS})
+            for t in model.node_types
         ),
         deployments=tuple(_to_deployment(d) for d in model.deployments),
         settings=ClusterSettings(
@@ -109,12 +120,18 @@ def _to_deployment(model: DeploymentModel) -> Deployment:
         name=model.name,
         app=model.app,
         shape=ReplicaShape(bundles=tuple(dict(b) for b in model.shape.bundles), strategy=model.shape.strategy),
+        gang_size=model.gang_size,
+        gang_strategy=model.gang_strategy,
         autoscaling=AutoscalingConfig(**model.autoscaling.model_dump()),
         max_ongoing_requests=model.max_ongoing_requests,
         max_replicas_per_node=model.max_replicas_per_node,
         label_selector=dict(model.label_selector),
+        label_fallbacks=tuple(dict(labels) for labels in model.label_fallbacks),
         startup_s=Interval(*model.startup_s),
         drain_s=Interval(*model.drain_s),
+        start_failure_prob=model.start_failure_prob,
+        slow_start_prob=model.slow_start_prob,
+        slow_start_factor=model.slow_start_factor,
         is_movable=model.is_movable,
     )
 
@@ -133,18 +150,19 @@ def _check_divides(part_s: float, whole_s: float, where: str) -> None:
 
 def _check_deployment(model: DeploymentModel, where: str) -> None:
     shape, scaling = model.shape, model.autoscaling
-    total_gpus = 0.0
     for j, bundle in enumerate(shape.bundles):
         gpus = bundle.get(GPU, 0.0)
-        total_gpus += gpus
         if gpus > 1 and gpus != int(gpus):
             raise InputError(f"{where}.shape.bundles.{j}.{GPU}", "at most 1, or a whole number", f"{gpus:g}")
         if not any(bundle.values()):
             raise InputError(f"{where}.shape.bundles.{j}", "some resource above 0", "none")
-    if total_gpus > 1 and abs(total_gpus - round(total_gpus)) > 1e-9:
-        raise InputError(f"{where}.shape.bundles", "at most 1 GPU in all, or a whole number", f"{total_gpus:g}")
     if shape.strategy == "NONE" and len(shape.bundles) > 1:
         raise InputError(f"{where}.shape.strategy", "PACK or STRICT_PACK for several bundles", "NONE")
+    for name in ("min_replicas", "max_replicas"):
+        if getattr(scaling, name) % model.gang_size:
+            raise InputError(
+                f"{where}.autoscaling.{name}", f"a multiple of gang_size {model.gang_size}", getattr(scaling, name)
+            )
     if scaling.min_replicas > scaling.max_replicas:
         at_most = f"at most max_replicas {scaling.max_replicas}"
         raise InputError(f"{where}.autoscaling.min_replicas", at_most, scaling.min_replicas)
@@ -158,16 +176,18 @@ def _check_deployment(model: DeploymentModel, where: str) -> None:
 
 
 def _check_fits(spec: ClusterSpec, where: str) -> None:
-    for i, fits in enumerate(spec.arrays.fits_type):
+    arrays = spec.arrays
+    for i, fits in enumerate(arrays.fits_type | (arrays.can_span[:, None] & arrays.bundle_fits_type)):
         if fits.any():
             continue
         d = spec.deployments[i]
-        matching = [t for t in spec.node_types if d.label_selector.items() <= t.labels.items()]
+        matching = [t for t in spec.node_types if d.label_rank(t.labels) < NO_MATCH]
         if not matching:
             expected = f"labels that some node type has ({', '.join(t.name for t in spec.node_types)})"
             raise InputError(f"{where}: deployments.{i}.label_selector", expected, dict(d.label_selector))
-        names = [n for n in spec.resource_names if d.shape.total(n) > 0]
-        got = ", ".join(f"{n} {d.shape.total(n):g}" for n in names)
+        demand = dict(zip(spec.resource_names, arrays.demand[i], strict=True))
+        names = [n for n, amount in demand.items() if amount > 0]
+        got = ", ".join(f"{n} {demand[n]:g}" for n in names)
         sizes = "; ".join(
             f"{t.name}: " + ", ".join(f"{n} {t.resources.get(n, 0.0):g}" for n in names) for t in matching
         )

@@ -4,7 +4,7 @@ Nothing outside ``scenario_file.py`` sees these models; it turns them into the d
 """
 
 import math
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -57,6 +57,16 @@ class NodeTypeModel(_Model):
     min_nodes: Count = 0
     max_nodes: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 8
     boot_s: Span = (120.0, 180.0)
+    is_head: Flag = False
+    is_opted_out: Flag = False
+    is_spot: Flag = False
+    interruptions_per_h: Amount = 0.0
+    notice_s: Amount = 120.0
+    stockout_prob: Share = 0.0
+    stockout_s: Span = (600.0, 1800.0)
+    other_work: Annotated[Resources, AfterValidator(_check_gpus)] = {}
+    other_work_prob: Share = 0.0
+    other_work_s: Span = (1800.0, 7200.0)
 
 
 class ShapeModel(_Model):
@@ -115,12 +125,18 @@ class DeploymentModel(_Model):
     name: Text
     app: Text = "default"
     shape: ShapeModel
+    gang_size: Annotated[int, Field(ge=1, le=64, strict=True)] = 1
+    gang_strategy: Literal[PlacementGroupStrategy.PACK, PlacementGroupStrategy.SPREAD] = PlacementGroupStrategy.PACK
     autoscaling: AutoscalingModel = AutoscalingModel()
     max_ongoing_requests: Positive = 5.0
     max_replicas_per_node: Count = 0
     label_selector: Labels = {}
+    label_fallbacks: tuple[Labels, ...] = ()
     startup_s: Span = (60.0, 120.0)
     drain_s: Span = (2.0, 10.0)
+    start_failure_prob: Annotated[float, Field(ge=0, le=0.9, strict=True)] = 0.0
+    slow_start_prob: Share = 0.0
+    slow_start_factor: Annotated[float, Field(ge=1, strict=True)] = 3.0
     is_movable: Flag = True
     requests: RequestsModel
 
@@ -150,6 +166,7 @@ class LimitsModel(_Model):
     deployment_cooldown_s: Amount = 120.0
     fence_s: Amount = 600.0
     use_unreleasable_nodes: Flag = False
+    allow_new_nodes: Flag = False
 
 
 class TrafficModel(_Model):

@@ -5,72 +5,32 @@ is drawn beforehand and does not depend on what the policy does.
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rayfold.envs.cluster import ClusterSpec
-from rayfold.envs.dynamics import Constants, Hidden, add_pending, bound_usd_per_h, place_pending, step
-from rayfold.envs.ledger import Entry, Ledger
+from rayfold.envs.batch import World
+from rayfold.envs.bound import bound_usd_per_h
+from rayfold.envs.cluster import SpecArrays
+from rayfold.envs.devices import EPS
+from rayfold.envs.dynamics import fresh_tally, launch_move, step
+from rayfold.envs.encoding import encoder_constants
+from rayfold.envs.evacuation import new_workspace
+from rayfold.envs.hidden import LOG_CANCELLED, NUM_ENDED, Hidden, constants_of, fresh_hidden
+from rayfold.envs.initial_state import num_replica_rows
+from rayfold.envs.layout import ObsLayout
+from rayfold.envs.ledger import Ledger
 from rayfold.envs.moves import Move, MovePhase
-from rayfold.envs.node_autoscaler import add_node, choose_launches
+from rayfold.envs.node_life import plan_life
+from rayfold.envs.process import NOW_S, ROW, act
+from rayfold.envs.replica_life import drop_move, is_on_draining_node, migrate_replica
 from rayfold.envs.safety import Limits, check_move
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
 from rayfold.envs.traffic import Traffic
-from rayfold.envs.transition import begin_move, cancel_move
 from rayfold.errors import ExecutorError
 
-__all__ = ["Simulator", "initial_state"]
+__all__ = ["Simulator"]
 
-
-def _num_rows(spec: ClusterSpec) -> int:
-    """Replica rows that are always enough: every replica at its maximum, moving, and draining ones beside."""
-    return 3 * sum(d.autoscaling.max_replicas for d in spec.deployments) + 8
-
-
-def _fresh_hidden(num_nodes: int, num_replicas: int, num_deployments: int) -> Hidden:
-    return Hidden(
-        node_ready_s=np.full(num_nodes, np.inf),
-        node_moves_out=np.zeros(num_nodes, np.int64),
-        released_s=np.full(num_nodes, -np.inf),
-        released_type=np.full(num_nodes, -1, np.int64),
-        released_moves=np.zeros(num_nodes, np.int64),
-        replica_due_s=np.full(num_replicas, np.inf),
-        replica_serial=np.arange(num_replicas, dtype=np.int64),
-        wish_since_s=np.full(num_deployments, np.inf),
-        wish_direction=np.zeros(num_deployments, np.int64),
-        counters=np.array([num_replicas, 0], np.int64),
-    )
-
-
-def initial_state(spec: ClusterSpec, traffic: Traffic, rng: np.random.Generator) -> ClusterState:
-    """A cluster that already serves the traffic of the first step, as Serve would have placed it.
-
-    Args:
-        spec: Static description.
-        traffic: Its first row sets the targets.
-        rng: Draws the order in which deployments were placed.
-
-    Returns:
-        A state at ``now_s = 0`` with every replica running that fits.
-    """
-    arrays, st = spec.arrays, StateArrays.empty(spec, spec.max_nodes, _num_rows(spec))
-    hidden = _fresh_hidden(spec.max_nodes, len(st.replica_phase), spec.num_deployments)
-    wanted = np.ceil(traffic.ongoing_lookback[0] / arrays.target_ongoing).astype(np.int64)
-    st.deployment_target[:] = np.clip(wanted, arrays.min_replicas, arrays.max_replicas)
-    st.deployment_ongoing[:] = traffic.ongoing_lookback[0]
-    st.deployment_ongoing_slow[:] = traffic.ongoing_slow[0]
-    for t, count in enumerate(arrays.type_min_nodes):
-        for _ in range(count):
-            add_node(arrays, st, t, int(NodePhase.ALIVE), 0.0)
-    pending = np.repeat(np.arange(spec.num_deployments), st.deployment_target)
-    for d in rng.permutation(pending):
-        add_pending(st, hidden, 0.0, int(d))
-    place_pending(arrays, st, hidden, 0.0, spec.packs, rng)
-    while (launches := choose_launches(arrays, st)).any():
-        for t, count in enumerate(launches):
-            for _ in range(count):
-                add_node(arrays, st, t, int(NodePhase.ALIVE), 0.0)
-        place_pending(arrays, st, hidden, 0.0, spec.packs, rng)
-    st.replica_phase[st.replica_phase == ReplicaPhase.STARTING] = ReplicaPhase.RUNNING
-    return ClusterState(spec=spec, now_s=0.0, arrays=st)
+_LIMIT_TYPES = tuple(type(value) for value in Limits())  # a kernel is compiled for each combination of types
+_ENDS = (MovePhase.DONE, MovePhase.FAILED, MovePhase.CANCELLED)  # by LOG_DONE, LOG_FAILED, LOG_CANCELLED
 
 
 class Simulator:
@@ -80,40 +40,39 @@ class Simulator:
         state: Where to start; copied. Its rows are kept, and rows are added so that replicas can be created.
         traffic: Offered load from ``state.now_s`` on.
         limits: For the fence of a move.
-        rng: Draws start-up, drain and boot times.
+        rng: Draws start-up, drain and boot times, failures and interruptions.
+        skips_quiet_steps: False evaluates every rule at every step: the same result, slower.
     """
 
-    def __init__(self, state: ClusterState, traffic: Traffic, limits: Limits, rng: np.random.Generator) -> None:
-        self.spec, self.traffic, self.limits, self._rng = state.spec, traffic, limits, rng
-        settings = self.spec.settings
-        self._arrays = _with_spare_rows(state)
-        self._hidden = self._draw_hidden(state.now_s)
-        self._const = Constants(
-            dt_s=settings.substep_s,
-            is_pack=self.spec.packs,
-            idle_timeout_s=settings.idle_timeout_s,
-            unserved_factor=settings.prices.unserved_factor,
+    def __init__(
+        self,
+        state: ClusterState,
+        traffic: Traffic,
+        limits: Limits,
+        rng: np.random.Generator,
+        *,
+        skips_quiet_steps: bool = True,
+    ) -> None:
+        self.spec, self.traffic = state.spec, traffic
+        self.limits = Limits(*(kind(value) for kind, value in zip(_LIMIT_TYPES, limits, strict=True)))
+        st, spec = state.arrays, state.spec
+        self._arrays = st.with_rows(
+            spec, max(0, spec.max_nodes - len(st.node_type)), max(0, num_replica_rows(spec) - len(st.replica_phase))
         )
-        self.now_s = state.now_s
-        self._row = 0  # next row of the traffic
+        self._const = constants_of(spec, limits.fence_s, skips_quiet_steps=skips_quiet_steps)
+        self._hidden = _draw_hidden(state, self._arrays, traffic, rng)
+        _ask_replacements(self._arrays, self._hidden, state.now_s)
+        self._work = new_workspace(self._arrays)
+        self._tally = fresh_tally(spec.num_deployments)
+        self._clock = np.array([state.now_s, traffic.num_before], np.float64)  # now, next row of the traffic
         self._ledger = Ledger.zeros()
-        self._moves: dict[str, tuple[int, int, int]] = {}  # under way: id -> replacement row, its serial, source row
+        self._sources: dict[str, int] = {}  # moves under way: id -> row of the replica that leaves
         self._ended: dict[str, MovePhase] = {}  # rows are used again, so an end is kept
 
-    def _draw_hidden(self, now_s: float) -> Hidden:
-        """Due times of what is under way, drawn given how long it has been."""
-        st, spec, rng = self._arrays, self.spec.arrays, self._rng
-        hidden = _fresh_hidden(len(st.node_type), len(st.replica_phase), self.spec.num_deployments)
-        for n in np.flatnonzero(st.node_phase == NodePhase.BOOTING):
-            begun_s = min(now_s, float(st.node_idle_since_s[n]))
-            hidden.node_ready_s[n] = max(now_s, begun_s + rng.uniform(*spec.type_boot_s[st.node_type[n]]))
-        for phase, times_s in ((ReplicaPhase.STARTING, spec.startup_s), (ReplicaPhase.STOPPING, spec.drain_s)):
-            for r in np.flatnonzero(st.replica_phase == phase):
-                due_s = st.replica_since_s[r] + rng.uniform(*times_s[st.replica_deployment[r]])
-                hidden.replica_due_s[r] = max(now_s, due_s)
-        moving = (st.replica_phase == ReplicaPhase.RUNNING) & (st.replica_peer >= 0)
-        np.add.at(hidden.node_moves_out, st.replica_node[moving], 1)
-        return hidden
+    @property
+    def now_s(self) -> float:
+        """The clock."""
+        return float(self._clock[NOW_S])
 
     @property
     def view(self) -> ClusterState:
@@ -131,7 +90,7 @@ class Simulator:
     @property
     def num_steps_left(self) -> int:
         """Steps of traffic left."""
-        return len(self.traffic.ongoing) - self._row
+        return len(self.traffic.ongoing) - int(self._clock[ROW])
 
     @property
     def bound_usd_per_h(self) -> float:
@@ -146,24 +105,29 @@ class Simulator:
         """
         if num_steps > self.num_steps_left:
             raise ValueError(f"num_steps must be <= {self.num_steps_left}, got {num_steps}")
-        rows = slice(self._row, self._row + num_steps)
-        self.now_s = step(
+        self._clock[NOW_S] = step(
             self.spec.arrays,
             self._arrays,
             self._hidden,
+            self._tally,
             self.now_s,
             num_steps,
-            self.traffic.ongoing[rows],
-            self.traffic.ongoing_lookback[rows],
-            self.traffic.ongoing_slow[rows],
+            self.traffic.ongoing,
+            int(self._clock[ROW]),
+            self.traffic.window,
             self.traffic.tokens_per_ongoing_s,
             self._const,
             self._ledger,
-            self._rng,
         )
-        self._row += num_steps
-        for move_id in list(self._moves):
-            self.phase(move_id)
+        self._clock[ROW] += num_steps
+        self._read_ended()
+
+    def _read_ended(self) -> None:
+        counters, ended = self._hidden.counters, self._hidden.ended
+        for move_id, how in ended[: counters[NUM_ENDED]].tolist():
+            self._ended[str(move_id)] = _ENDS[how]
+            self._sources.pop(str(move_id), None)
+        counters[NUM_ENDED] = 0
 
     def start(self, state: ClusterState, move: Move) -> str:
         """Starts a move (``Executor``); rows of ``state`` are the simulator's own rows.
@@ -178,69 +142,135 @@ class Simulator:
         if not verdict.allowed:
             raise ExecutorError(f"{move} refused: {verdict.reason.name}")
         r, n = move
-        source_node = int(self._arrays.replica_node[r])
-        row = begin_move(self.spec.arrays, self._arrays, self.now_s, self.limits.fence_s, r, n)
+        spec, st, hidden = self.spec.arrays, self._arrays, self._hidden
+        row = launch_move(spec, st, hidden, self._const, self.now_s, r, n, self._ledger)
         if row < 0:
             raise ExecutorError("no replica row is unused")
-        self._charge_move(row, n)
-        serial = int(self._hidden.counters[0])
-        self._hidden.counters[0] += 1
-        self._hidden.replica_serial[row] = serial
-        self._hidden.node_moves_out[source_node] += 1
-        self._moves[str(serial)] = (row, serial, r)
-        return str(serial)
+        move_id = str(hidden.replica_serial[row])
+        self._sources[move_id] = r
+        self._read_ended()
+        return move_id
 
-    def _charge_move(self, row: int, n: int) -> None:
-        """Draws the cold start of the replacement in ``row`` and books its price (DESIGN §5)."""
-        spec, prices = self.spec.arrays, self.spec.settings.prices
-        d, t = self._arrays.replica_deployment[row], self._arrays.node_type[n]
-        startup_s = self._rng.uniform(*spec.startup_s[d])
-        self._hidden.replica_due_s[row] = self.now_s + startup_s
-        capacity = spec.type_capacity[t]
-        share = float((spec.demand[d][capacity > 0] / capacity[capacity > 0]).max())
-        replica_usd_per_h = share * float(spec.type_price_usd_per_h[t])
-        usd = replica_usd_per_h * (startup_s / 3600.0 + prices.move_frac) * prices.disruption_scale
-        self._ledger[Entry.DISRUPTION_USD] += usd
-        self._ledger[Entry.COLD_START_GPU_H] += spec.demand[d, 0] * startup_s / 3600.0
-        self._ledger[Entry.MOVES] += 1
+    def act(self, layout: ObsLayout, source: int, destination: int, num_steps: int) -> int:
+        """One action of the decision process: moves, or ``num_steps`` steps if it is NOOP; see ``process.act``.
+
+        Raises:
+            ValueError: The traffic is at its end.
+        """
+        if num_steps > self.num_steps_left:
+            raise ValueError(f"num_steps must be <= {self.num_steps_left}, got {num_steps}")
+        started = act(
+            self.spec.arrays,
+            self._arrays,
+            self._hidden,
+            self._tally,
+            self._const,
+            self.limits,
+            layout,
+            source,
+            destination,
+            num_steps,
+            self._clock,
+            self.traffic.ongoing,
+            self.traffic.window,
+            self.traffic.tokens_per_ongoing_s,
+            self._work,
+            self._ledger,
+        )
+        self._read_ended()
+        return int(started)
+
+    def world(self, layout: ObsLayout, steps_per_tick: int) -> World:
+        """The simulator's own arrays for ``batch.step_batch``; valid as long as the simulator is."""
+        return World(
+            spec=self.spec.arrays,
+            st=self._arrays,
+            hidden=self._hidden,
+            tally=self._tally,
+            work=self._work,
+            const=self._const,
+            limits=self.limits,
+            encoder=encoder_constants(self.spec),
+            layout=layout,
+            steps_per_tick=steps_per_tick,
+            clock=self._clock,
+            ongoing=self.traffic.ongoing,
+            window=self.traffic.window,
+            tokens_per_ongoing_s=self.traffic.tokens_per_ongoing_s,
+            ledger=self._ledger,
+        )
 
     def phase(self, move_id: str) -> MovePhase:
         """Where the move is (``Executor``)."""
         if move_id in self._ended:
             return self._ended[move_id]
-        phase = self._phase_under_way(*self._moves[move_id])
-        if phase not in (MovePhase.STARTING, MovePhase.DRAINING):
-            self._ended[move_id] = phase
-            del self._moves[move_id]
-        return phase
-
-    def _phase_under_way(self, row: int, serial: int, source: int) -> MovePhase:
-        st = self._arrays
-        if self._hidden.replica_serial[row] != serial or st.replica_phase[row] == ReplicaPhase.EMPTY:
-            return MovePhase.CANCELLED  # Serve scaled it away
-        if st.replica_phase[row] == ReplicaPhase.STARTING:
-            return MovePhase.STARTING
-        return MovePhase.DRAINING if st.replica_phase[source] == ReplicaPhase.STOPPING else MovePhase.DONE
+        is_draining = self._arrays.replica_phase[self._sources[move_id]] == ReplicaPhase.STOPPING
+        return MovePhase.DRAINING if is_draining else MovePhase.STARTING
 
     def cancel(self, move_id: str) -> None:
-        """Drops the replacement while it is still starting (``Executor``)."""
+        """Drops the replacement before it serves (``Executor``)."""
         if self.phase(move_id) is MovePhase.STARTING:
-            row, _, source = self._moves.pop(move_id)
-            self._hidden.node_moves_out[self._arrays.replica_node[source]] -= 1
-            cancel_move(self.spec.arrays, self._arrays, self.now_s, row)
-            self._ledger[Entry.CANCELLED_MOVES] += 1
-            self._ended[move_id] = MovePhase.CANCELLED
+            row = int(self._arrays.replica_peer[self._sources[move_id]])
+            drop_move(self.spec.arrays, self._arrays, self._hidden, self.now_s, row, LOG_CANCELLED, self._ledger)
+            self._read_ended()
 
 
-def _with_spare_rows(state: ClusterState) -> StateArrays:
-    """A copy with node rows for every node there can be and replica rows for every replica."""
-    st, spec = state.arrays, state.spec
-    spare = StateArrays.empty(
-        spec, max(0, spec.max_nodes - len(st.node_type)), max(0, _num_rows(spec) - len(st.replica_phase))
-    )
-    grown = {
-        name: np.concatenate([getattr(st, name), getattr(spare, name)])
-        for name in StateArrays._fields
-        if not name.startswith("deployment_")
-    }
-    return st.copy()._replace(**grown)
+def _draw_hidden(state: ClusterState, st: StateArrays, traffic: Traffic, rng: np.random.Generator) -> Hidden:
+    """Due times of what is under way, drawn given how long it has been.
+
+    Args:
+        state: Where to start.
+        st: Its arrays with spare rows.
+        traffic: For the look-back period.
+        rng: Source of randomness.
+    """
+    spec, now_s = state.spec.arrays, state.now_s
+    hidden = fresh_hidden(state.spec, len(st.node_type), len(st.replica_phase), rng)
+    hidden.lookback_sum[:] = traffic.lookback_sum()
+    for n in map(int, np.flatnonzero(st.node_phase != NodePhase.ABSENT)):
+        t, ready_s = st.node_type[n], now_s
+        if st.node_phase[n] == NodePhase.BOOTING:
+            begun_s = min(now_s, float(st.node_idle_since_s[n]))
+            ready_s = max(now_s, begun_s + rng.uniform(*spec.type_boot_s[t]))
+        plan_life(spec, st, hidden, n, ready_s)
+        if st.node_phase[n] == NodePhase.DRAINING:
+            hidden.node_end_s[n] = now_s + spec.type_notice_s[t]
+        if st.node_others[n].any() and spec.type_other_work_prob[t] > 0.0:
+            hidden.node_work_until_s[n] = now_s + rng.uniform(*spec.type_other_work_s[t])
+            hidden.node_work_gpus[n] = _devices_of_others(spec, st, n, int(spec.type_num_gpus[t]))
+    for phase, times_s in ((ReplicaPhase.STARTING, spec.startup_s), (ReplicaPhase.STOPPING, spec.drain_s)):
+        for r in np.flatnonzero(st.replica_phase == phase):
+            due_s = st.replica_since_s[r] + rng.uniform(*times_s[st.replica_deployment[r]])
+            hidden.replica_due_s[r] = max(now_s, due_s)
+    moving = np.flatnonzero((st.replica_phase == ReplicaPhase.RUNNING) & (st.replica_peer >= 0))
+    np.add.at(hidden.node_moves_out, st.replica_node[moving], 1)
+    return hidden
+
+
+def _ask_replacements(st: StateArrays, hidden: Hidden, now_s: float) -> None:
+    """What Serve is about to replace gets its replacement: a snapshot shows a migration before it shows that."""
+    for r in map(int, np.flatnonzero(st.replica_phase == ReplicaPhase.RUNNING)):
+        is_asked_for = st.replica_peer[r] == r
+        if is_asked_for:
+            st.replica_peer[r] = -1
+        if is_asked_for or (st.replica_peer[r] < 0 and is_on_draining_node(st, r)):
+            migrate_replica(st, hidden, now_s, r)
+
+
+def _devices_of_others(spec: SpecArrays, st: StateArrays, n: int, num_gpus: int) -> int:
+    """Bit mask of the devices of ``n`` of which replicas hold less than is in use."""
+    used: NDArray[np.float64] = 1.0 - st.gpu_free[n, :num_gpus]
+    for r in np.flatnonzero(st.replica_phase != ReplicaPhase.EMPTY):
+        used -= _held_by(spec, st, int(r), n, num_gpus)
+    return sum(1 << int(g) for g in np.flatnonzero(used > EPS))
+
+
+def _held_by(spec: SpecArrays, st: StateArrays, r: int, n: int, num_gpus: int) -> NDArray[np.float64]:
+    """``(num_gpus,)`` share of each device of ``n`` that replica ``r`` holds."""
+    d, shares = st.replica_deployment[r], np.zeros(num_gpus)
+    for j, mask in enumerate(st.replica_gpus[r]):
+        node = st.replica_bundle_node[r, j] if st.replica_spans[r] else st.replica_node[r]
+        asked = spec.demand[d, 0] if spec.sums_gpus[d] and not st.replica_spans[r] else spec.bundle[d, j, 0]
+        if node == n:
+            shares += min(1.0, asked) * ((int(mask) >> np.arange(num_gpus)) & 1)
+    return shares

@@ -1,6 +1,6 @@
 """``ClusterState``: everything a decision may depend on, as arrays.
 
-Dims: N node rows, R replica rows, D deployments, K resources, G GPU devices per node. Rows may be unused
+Dims: N node rows, R replica rows, D deployments, K resources, G GPU devices per node, M bundles. Rows may be unused
 (``NodePhase.ABSENT``, ``ReplicaPhase.EMPTY``), so that a simulator can keep its row numbers over time.
 Times are absolute seconds on the clock of ``now_s``; only differences to ``now_s`` carry meaning.
 """
@@ -23,7 +23,7 @@ from rayfold.errors import InputError
 
 __all__ = ["ClusterState", "NodePhase", "ReplicaPhase", "StateArrays"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class NodePhase(enum.IntEnum):
@@ -32,10 +32,14 @@ class NodePhase(enum.IntEnum):
     ABSENT = 0
     BOOTING = 1
     ALIVE = 2
+    DRAINING = 3  # to be interrupted: takes no replicas, Serve moves those it has
 
 
 class ReplicaPhase(enum.IntEnum):
-    """Life of a replica row. STARTING and later hold resources; RUNNING serves; STOPPING drains."""
+    """Life of a replica row. STARTING and later hold resources; RUNNING serves; STOPPING drains.
+
+    The replacement of a move to a new node is PENDING until that node is alive.
+    """
 
     EMPTY = 0
     PENDING = 1
@@ -56,12 +60,18 @@ class StateArrays(NamedTuple):
     node_fenced_until_s: NDArray[np.float64]  # (N,) being emptied: no new replicas until then, -inf = no
     node_releasable: NDArray[np.bool_]  # (N,) False = pinned, opted out or holds non-Serve work
     node_is_head: NDArray[np.bool_]  # (N,)
+    node_is_opted_out: NDArray[np.bool_]  # (N,) no replica is moved off it; it may be released when empty
+    node_held: NDArray[np.int64]  # (N, D) replicas that hold something there; kept by placement.hold and let_go
+    node_num_held: NDArray[np.int64]  # (N,) their sum
     replica_deployment: NDArray[np.int64]  # (R,) row in ClusterSpec.deployments, -1 = empty row
-    replica_node: NDArray[np.int64]  # (R,) node row, -1 = not placed
+    replica_node: NDArray[np.int64]  # (R,) node row, of the first bundle if it spans; -1 = not placed
+    replica_spans: NDArray[np.bool_]  # (R,) its bundles lie on several nodes
+    replica_bundle_node: NDArray[np.int64]  # (R, M) node row per bundle of a spanning replica, else -1
+    replica_pinned_node: NDArray[np.int64]  # (R,) the one node a PENDING replacement may start on, -1 = any
     replica_phase: NDArray[np.int64]  # (R,) ReplicaPhase
     replica_since_s: NDArray[np.float64]  # (R,) entered its phase at
     replica_peer: NDArray[np.int64]  # (R,) migration link source <-> replacement, -1 = none
-    replica_gpus: NDArray[np.int64]  # (R,) bit mask of the devices held
+    replica_gpus: NDArray[np.int64]  # (R, M) bit masks of devices held: per bundle, or all in column 0
     deployment_target: NDArray[np.int64]  # (D,) replicas wanted by the replica autoscaler
     deployment_ongoing: NDArray[np.float64]  # (D,) ongoing requests, mean of the look-back period
     deployment_ongoing_slow: NDArray[np.float64]  # (D,) same, exponential mean over 10 min
@@ -78,6 +88,7 @@ class StateArrays(NamedTuple):
             num_replicas: R.
         """
         n, r, d, k = num_nodes, num_replicas, spec.num_deployments, len(spec.resource_names)
+        m = spec.max_bundles
         return StateArrays(
             node_type=np.full(n, -1, np.int64),
             node_phase=np.zeros(n, np.int64),
@@ -88,12 +99,18 @@ class StateArrays(NamedTuple):
             node_fenced_until_s=np.full(n, -np.inf),
             node_releasable=np.ones(n, np.bool_),
             node_is_head=np.zeros(n, np.bool_),
+            node_is_opted_out=np.zeros(n, np.bool_),
+            node_held=np.zeros((n, d), np.int64),
+            node_num_held=np.zeros(n, np.int64),
             replica_deployment=np.full(r, -1, np.int64),
             replica_node=np.full(r, -1, np.int64),
+            replica_spans=np.zeros(r, np.bool_),
+            replica_bundle_node=np.full((r, m), -1, np.int64),
+            replica_pinned_node=np.full(r, -1, np.int64),
             replica_phase=np.zeros(r, np.int64),
             replica_since_s=np.zeros(r),
             replica_peer=np.full(r, -1, np.int64),
-            replica_gpus=np.zeros(r, np.int64),
+            replica_gpus=np.zeros((r, m), np.int64),
             deployment_target=np.zeros(d, np.int64),
             deployment_ongoing=np.zeros(d),
             deployment_ongoing_slow=np.zeros(d),
@@ -104,6 +121,16 @@ class StateArrays(NamedTuple):
     def copy(self) -> "StateArrays":
         """A deep copy."""
         return StateArrays._make(a.copy() for a in self)
+
+    def with_rows(self, spec: ClusterSpec, num_nodes: int, num_replicas: int) -> "StateArrays":
+        """A copy with so many unused rows more."""
+        spare = StateArrays.empty(spec, num_nodes, num_replicas)
+        grown = {
+            name: np.concatenate([getattr(self, name), getattr(spare, name)])
+            for name in StateArrays._fields
+            if not name.startswith("deployment_")
+        }
+        return self.copy()._replace(**grown)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,11 +5,8 @@ A file has the columns ``t_s, series_id, requests, input_tokens, output_tokens``
 means unknown. Dims: S series, B bins.
 """
 
-import csv
-import gzip
 import math
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,14 +15,15 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from rayfold.envs.text_file import MAX_AMOUNT, Row, csv_rows
 from rayfold.errors import InputError
 
-__all__ = ["GAP_FILE", "Trace", "read_trace"]
+__all__ = ["GAP_FILE", "MAX_CELLS", "Trace", "read_trace"]
 
 GAP_FILE = "servegen_gap_windows.csv"
 _COLUMNS = ("t_s", "series_id", "requests", "input_tokens", "output_tokens")
 _BIN_IN_NAME = re.compile(r"_(\d+)s\.csv(\.gz)?$")
-_MAX_CELLS = 50_000_000  # S * B; three float64 arrays of this size are 1.2 GB
+MAX_CELLS = 50_000_000  # S * B; three float64 arrays of this size are 1.2 GB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,14 +87,14 @@ def read_trace(path: Path) -> Trace:
     row_of = {name: i for i, name in enumerate(series_ids)}
     series = np.array([row_of[name] for name in names], np.int64)
     shape = (len(series_ids), int(bins.max()) + 1)
-    if shape[0] * shape[1] > _MAX_CELLS:
+    if shape[0] * shape[1] > MAX_CELLS:
         last = int(bins.argmax())
-        _fail(path, table, last, f"at most {_MAX_CELLS} series x bins", f"{shape[0]} x {shape[1]}")
+        _fail(path, table, last, f"at most {MAX_CELLS} series x bins", f"{shape[0]} x {shape[1]}")
     _check_unique(path, table, series * shape[1] + bins)
     dense = []
     for name in ("requests", "input_tokens", "output_tokens"):
         cells = np.zeros(shape)
-        cells[series, bins] = _amounts(path, table, name, is_blank_allowed=name != "requests")
+        cells[series, bins] = _amounts(path, table, name, is_blank_allowed=name != "requests", at_most=MAX_AMOUNT)
         dense.append(cells)
     trace = Trace(
         path=path,
@@ -114,61 +112,53 @@ def _fail(path: Path, table: _Table, row: int, expected: str, got: object) -> No
 
 
 def _read_table(path: Path, columns: tuple[str, ...]) -> _Table:
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as f:
-            reader = csv.reader(f)
-            header = next(reader, [])
-            rows, lines = [], []
-            for row in reader:
-                rows.append(row)
-                lines.append(reader.line_num)
-    except FileNotFoundError:
-        raise InputError(str(path), "a trace file", "no such file") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as err:
-        raise InputError(str(path), "a readable CSV file", f"{type(err).__name__}: {err}") from err
+    rows = csv_rows(path, None)
+    header = next(rows, Row(1, [])).cells
     if sorted(header) != sorted(columns):
-        raise InputError(f"{path}:1", f"columns {', '.join(columns)}", ", ".join(header) or "nothing")
-    for row, line in zip(rows, lines, strict=True):
-        if len(row) != len(header):
-            raise InputError(f"{path}:{line}", f"{len(header)} fields", len(row))
-    cells = list(zip(*rows, strict=True)) if rows else [()] * len(header)
-    return _Table(dict(zip(header, cells, strict=True)), lines)
+        raise InputError(f"{path}:1", f"columns {', '.join(columns)}", ", ".join(header)[:200] or "nothing")
+    cells, lines = [], []
+    for row in rows:
+        cells.append(row.cells)
+        lines.append(row.line)
+    by_column = list(zip(*cells, strict=True)) if cells else [()] * len(header)
+    return _Table(dict(zip(header, by_column, strict=True)), lines)
 
 
-def _floats(path: Path, table: _Table, column: str) -> NDArray[np.float64]:
-    """A column as numbers, blank = nan; text that is no number is an error."""
-    cells = table.columns[column]
+def _is_number(cell: str) -> bool:
     try:
-        return np.array([cell or "nan" for cell in cells]).astype(np.float64)
+        float(cell or "nan")
     except ValueError:
-        for i, cell in enumerate(cells):
-            try:
-                float(cell or "nan")
-            except ValueError:
-                _fail(path, table, i, f"a number as {column}", repr(cell))
-        raise
+        return False
+    return "_" not in cell  # Python reads 1_000 as a number
 
 
-def _amounts(path: Path, table: _Table, column: str, *, is_blank_allowed: bool) -> NDArray[np.float64]:
-    """A column of finite numbers >= 0."""
-    values, cells = _floats(path, table, column), table.columns[column]
-    is_ok = np.isfinite(values) & (values >= 0)
+def _amounts(
+    path: Path, table: _Table, column: str, *, is_blank_allowed: bool, at_most: float = math.inf
+) -> NDArray[np.float64]:
+    """A column of finite numbers >= 0, blank = nan."""
+    cells = table.columns[column]
+    bad = next((i for i, cell in enumerate(cells) if not _is_number(cell)), None)
+    if bad is not None:
+        _fail(path, table, bad, f"a number as {column}", repr(cells[bad][:40]))
+    values = np.array([float(cell or "nan") for cell in cells], np.float64)
+    is_ok = np.isfinite(values) & (values >= 0) & (values <= at_most)
     if is_blank_allowed:
         is_ok |= np.array([cell == "" for cell in cells])
     if not is_ok.all():
         i = int(np.flatnonzero(~is_ok)[0])
-        _fail(path, table, i, f"{column} >= 0" + (" or blank" if is_blank_allowed else ""), repr(cells[i]))
+        limit = f" and <= {at_most:g}" if at_most < values[i] < math.inf else ""
+        _fail(path, table, i, f"{column} >= 0{limit}" + (" or blank" if is_blank_allowed else ""), repr(cells[i][:40]))
     return values
 
 
 def _bin_numbers(path: Path, table: _Table, column: str, bin_s: float) -> NDArray[np.int64]:
     """A column of times as bin numbers."""
     times_s = _amounts(path, table, column, is_blank_allowed=False)
-    off = np.flatnonzero((times_s % bin_s != 0) | (times_s / bin_s >= _MAX_CELLS))
+    off = np.flatnonzero((times_s % bin_s != 0) | (times_s / bin_s >= MAX_CELLS))
     if off.size:
         expected = f"{column} as a multiple of the bin width {bin_s:g} s"
         if times_s[off[0]] % bin_s == 0:
-            expected = f"{column} below {_MAX_CELLS * bin_s:g}"
+            expected = f"{column} below {MAX_CELLS * bin_s:g}"
         _fail(path, table, int(off[0]), expected, table.columns[column][off[0]])
     return (times_s / bin_s).astype(np.int64)
 

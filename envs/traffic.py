@@ -14,24 +14,68 @@ their mean, so each step's count is Poisson with a Gamma-distributed mean of jus
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["SLOW_MEAN_S", "Traffic", "sample_traffic", "service_time_s"]
+__all__ = ["SLOW_MEAN_S", "Traffic", "look_back_rows", "sample_traffic", "service_time_s"]
 
-SLOW_MEAN_S = 600.0  # time constant of ongoing_slow
+SLOW_MEAN_S = 600.0  # time constant of ClusterState.deployment_ongoing_slow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Traffic:
-    """Offered load of one episode."""
+    """Offered load of one episode, and of the time just before it that Serve's metrics look back on."""
 
-    ongoing: NDArray[np.float64]  # (T, D) concurrent requests, if all were served at once
-    ongoing_lookback: NDArray[np.float64]  # (T, D) mean over each deployment's look-back period, this step included
-    ongoing_slow: NDArray[np.float64]  # (T, D) exponential mean, time constant SLOW_MEAN_S
+    ongoing: NDArray[np.float32]  # (W + T, D) concurrent requests, if all were served at once
+    num_before: int  # W rows before the first step
+    window: NDArray[np.int64]  # (D,) rows of each deployment's look-back period, at most W
     tokens_per_ongoing_s: NDArray[np.float64]  # (D,) output tokens per ongoing request and second
+
+    @staticmethod
+    def of_steps(
+        ongoing: NDArray[Any],
+        *,
+        look_back_s: NDArray[np.float64],
+        step_s: float,
+        tokens_per_ongoing_s: NDArray[np.float64],
+    ) -> "Traffic":
+        """Traffic that is given step by step; the load before the first one was the same as in it.
+
+        Args:
+            ongoing: ``(T, D)`` concurrent requests.
+            look_back_s: ``(D,)`` look-back periods.
+            step_s: Length of a step.
+            tokens_per_ongoing_s: ``(D,)`` output tokens per ongoing request and second.
+        """
+        window = look_back_rows(look_back_s, step_s)
+        before = np.repeat(ongoing[:1], int(window.max(initial=1)), axis=0)
+        rows = np.concatenate([before, ongoing]).astype(np.float32)
+        return Traffic(ongoing=rows, num_before=len(before), window=window, tokens_per_ongoing_s=tokens_per_ongoing_s)
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return len(self.ongoing) - self.num_before
+
+    def lookback_sum(self) -> NDArray[np.float64]:
+        """``(D,)`` sum of the look-back period that ends before the first step."""
+        rows = self.ongoing[: self.num_before].astype(np.float64)
+        return np.array([rows[len(rows) - w :, d].sum() for d, w in enumerate(self.window)])
+
+    def slow_mean(self, step_s: float) -> NDArray[np.float64]:
+        """``(D,)`` exponential mean of the load before the first step, time constant ``SLOW_MEAN_S``."""
+        age = np.arange(self.num_before - 1, -1, -1) * step_s
+        weight = np.exp(-age / SLOW_MEAN_S)
+        mean: NDArray[np.float64] = weight @ self.ongoing[: self.num_before] / weight.sum()
+        return mean
+
+
+def look_back_rows(look_back_s: NDArray[np.float64], step_s: float) -> NDArray[np.int64]:
+    """``(D,)`` steps of each look-back period, at least 1."""
+    return np.maximum(1, np.rint(look_back_s / step_s)).astype(np.int64)
 
 
 def service_time_s(ttft_s: float, tpot_s: float, output_tokens: float) -> float:
@@ -75,17 +119,13 @@ def sample_traffic(
     """
     if num_steps * step_s > len(rates_rps) * bin_s + 1e-6:
         raise ValueError(f"rates must cover {num_steps * step_s:g} s, got {len(rates_rps)} bins of {bin_s:g} s")
-    window = np.maximum(1, np.rint(look_back_s / step_s)).astype(np.int64)
+    window = look_back_rows(look_back_s, step_s)
     warm_up = max(int(window.max(initial=1)), math.ceil(SLOW_MEAN_S / step_s))
     starts_s = (np.arange(-warm_up, num_steps) + 0.5) * step_s  # a step belongs to the bin its middle is in
     bins = np.clip(np.floor(starts_s / bin_s).astype(np.int64), 0, None)
     ongoing = _queue(rates_rps, bins, service_s, np.maximum(burstiness_cv, 1.0), step_s, rng)
-    slow = _exponential_mean(ongoing, rates_rps[0] * service_s, -math.expm1(-step_s / SLOW_MEAN_S))
     return Traffic(
-        ongoing=ongoing[warm_up:],
-        ongoing_lookback=_moving_mean(ongoing, window)[warm_up:],
-        ongoing_slow=slow[warm_up:],
-        tokens_per_ongoing_s=tokens_per_request / service_s,
+        ongoing=ongoing, num_before=warm_up, window=window, tokens_per_ongoing_s=tokens_per_request / service_s
     )
 
 
@@ -97,7 +137,7 @@ def _queue(
     cv: NDArray[np.float64],
     step_s: float,
     rng: np.random.Generator,
-) -> NDArray[np.float64]:
+) -> NDArray[np.float32]:
     """``(len(bins), D)`` requests in an infinite-server queue at the end of each step.
 
     Of those present a Binomial share ``exp(-step_s / service_s)`` stays; of a step's arrivals, spread evenly over it,
@@ -105,7 +145,7 @@ def _queue(
     whatever the step (Little's law).
     """
     num_steps, num_deployments = bins.shape[0], rates_rps.shape[1]
-    out = np.empty((num_steps, num_deployments))
+    out = np.empty((num_steps, num_deployments), np.float32)
     for d in range(num_deployments):
         stay = math.exp(-step_s / service_s[d])
         arrival_stay = service_s[d] / step_s * (1.0 - stay)
@@ -120,26 +160,4 @@ def _queue(
             if mean > 0.0:
                 present += rng.poisson(mean * arrival_stay)
             out[t, d] = present
-    return out
-
-
-def _moving_mean(values: NDArray[np.float64], window: NDArray[np.int64]) -> NDArray[np.float64]:
-    """``(T, D)`` mean of the last ``window[d]`` rows; fewer at the top."""
-    total = np.vstack([np.zeros(values.shape[1]), np.cumsum(values, axis=0)])
-    row = np.arange(1, len(values) + 1)[:, None]
-    first = np.maximum(row - window[None, :], 0)
-    column = np.arange(values.shape[1])[None, :]
-    mean: NDArray[np.float64] = (total[row, column] - total[first, column]) / (row - first)
-    return mean
-
-
-@njit(cache=True)
-def _exponential_mean(values: NDArray[np.float64], start: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
-    """``(T, D)`` exponential mean of rows, ``start`` ``(D,)`` before the first."""
-    out = np.empty_like(values)
-    level = start.copy()
-    for t in range(values.shape[0]):
-        for d in range(values.shape[1]):
-            level[d] += weight * (values[t, d] - level[d])
-            out[t, d] = level[d]
     return out

@@ -19,7 +19,13 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from rayfold.envs.layout import DEPLOYMENT_FEATURES, GLOBAL_FEATURES, NODE_FEATURES, schema_hash
+from rayfold.envs.layout import (
+    DEPLOYMENT_FEATURES,
+    GLOBAL_FEATURES,
+    NODE_FEATURES,
+    NODE_TYPE_FEATURES,
+    schema_hash,
+)
 from rayfold.errors import InputError
 from rayfold.policies.network import CompactionNet, NetworkConfig
 
@@ -58,6 +64,7 @@ def _schema() -> dict[str, Any]:
         "global": list(GLOBAL_FEATURES),
         "nodes": list(NODE_FEATURES),
         "deployments": list(DEPLOYMENT_FEATURES),
+        "node_types": list(NODE_TYPE_FEATURES),
     }
 
 

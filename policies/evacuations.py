@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rayfold.envs.evacuation import evacuation, move_price_usd
+from rayfold.envs.evacuation import move_price_usd, new_workspace, plan_evacuation, prepare
 from rayfold.envs.moves import Move, Plan
 from rayfold.envs.safety import Limits, move_masks, moves_in_flight
 from rayfold.envs.state import ClusterState, NodePhase
@@ -37,21 +37,23 @@ def evacuations(state: ClusterState, limits: Limits) -> list[Evacuation]:
     prices = state.spec.settings.prices
     shape = (len(st.node_type), state.spec.num_deployments)
     source, may_take = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    move_masks(spec, st, state.now_s, limits, source, may_take)
-    destination = np.empty(len(st.replica_phase), np.int64)
+    new_node = np.zeros((len(state.spec.node_types), shape[1]), np.float32)
+    move_masks(spec, st, state.now_s, limits, source, may_take, new_node)
+    work = new_workspace(st)
+    prepare(spec, st, state.now_s, limits, work)
     found = []
     for n in map(int, np.flatnonzero(st.node_phase == NodePhase.ALIVE)):
-        if evacuation(spec, st, state.now_s, limits, may_take, n, destination) <= 0:
+        if plan_evacuation(spec, st, may_take, n, work) <= 0:
             continue
-        rows = np.flatnonzero(destination >= 0)
-        rows = rows[np.argsort(-spec.demand[st.replica_deployment[rows], 0], kind="stable")]
+        part = slice(work.begin[n], work.begin[n + 1])
+        rows, destination = work.rows[part], work.destination[part]
         cost_usd = sum(
             move_price_usd(spec, st.replica_deployment[r], prices.move_frac, prices.disruption_scale) for r in rows
         )
         found.append(
             Evacuation(
                 node_idx=n,
-                moves=tuple(Move(int(r), int(destination[r])) for r in rows),
+                moves=tuple(Move(int(r), int(to)) for r, to in zip(rows, destination, strict=True)),
                 price_usd=float(cost_usd),
                 node_usd_per_h=float(spec.type_price_usd_per_h[st.node_type[n]]),
                 is_underway=bool(st.node_fenced_until_s[n] > state.now_s),

@@ -6,9 +6,11 @@ import torch
 from rayfold.envs.encoding import encode_state
 from rayfold.envs.layout import NOOP, ObsLayout
 from rayfold.envs.moves import Move, Plan
-from rayfold.envs.safety import Limits, movable_replica
+from rayfold.envs.process import cell_move
+from rayfold.envs.safety import Limits
 from rayfold.envs.state import ClusterState
 from rayfold.envs.transition import with_move
+from rayfold.policies.evacuations import evacuations, first_moves
 from rayfold.policies.network import CompactionNet
 
 __all__ = ["LearnedPolicy"]
@@ -37,7 +39,7 @@ class LearnedPolicy:
 
     def plan(self, state: ClusterState, rng: np.random.Generator) -> Plan:
         """Moves of this tick, scored by their log-probability."""
-        layout = ObsLayout(len(state.arrays.node_type), state.spec.num_deployments)
+        layout = ObsLayout(len(state.arrays.node_type), state.spec.num_deployments, len(state.spec.node_types))
         if 0 in layout:
             return Plan(reason="there is nothing to move")
         dt_intervals = 0.0 if self._is_first_tick else 1.0
@@ -49,16 +51,29 @@ class LearnedPolicy:
         # Each move is in flight at once, so the filter's own limit ends the loop with a NOOP at the latest.
         for _ in range(self.limits.max_concurrent_moves + 1):
             source, destination, logp, p_noop = self._choose(state, layout, dt_intervals, generator)
-            if source == NOOP:
+            begun = self._moves(state, layout, source, destination)
+            if not begun:
                 break
-            n, d = divmod(source - 1, layout.num_deployments)
-            row = movable_replica(state.spec.arrays, state.arrays, state.now_s, self.limits, n, d)
-            moves.append(Move(int(row), destination))
-            scores.append(logp)
-            state = with_move(state, moves[-1], self.limits)
+            for move in begun:
+                moves.append(move)
+                scores.append(logp)
+                state = with_move(state, move, self.limits)
+            layout = layout._replace(num_nodes=len(state.arrays.node_type))  # a new node may need a row of its own
             dt_intervals = 0.0
         reason = f"{len(moves)} moves, then waits with probability {p_noop:.2f}"
         return Plan(moves=tuple(moves), scores=tuple(scores), reason=reason)
+
+    def _moves(self, state: ClusterState, layout: ObsLayout, source: int, destination: int) -> tuple[Move, ...]:
+        """The moves that an action stands for; none for NOOP and for what the filter refuses."""
+        spec, st, now_s = state.spec.arrays, state.arrays, state.now_s
+        if source > layout.num_cells:
+            n = source - 1 - layout.num_cells
+            chosen = [e for e in evacuations(state, self.limits) if e.node_idx == n]
+            return first_moves(state, chosen[0], self.limits, "").moves if chosen else ()
+        if source == NOOP:
+            return ()
+        row, to = cell_move(spec, st, now_s, self.limits, layout, source, destination)
+        return (Move(int(row), int(to)),) if row >= 0 else ()
 
     def _choose(
         self, state: ClusterState, layout: ObsLayout, dt_intervals: float, generator: torch.Generator

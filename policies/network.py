@@ -1,9 +1,9 @@
 """The policy network: entity attention over nodes and deployments, pointer heads, a value head.
 
-Dims: B batch, N nodes, D deployments, E embedding width (``NetworkConfig.dim``). No parameter holds N or D, so
-one set of weights serves any cluster; permuting nodes or deployments permutes the logits with them, and absent
-(padding) rows change nothing. An observation is the dict of ``ObsLayout.split`` as float32 tensors. The action
-has two stages: a source (``NOOP``, or cell ``1 + n * D + d``), then the destination of a replica of that cell.
+Dims: B batch, N nodes, D deployments, T node types, E embedding width (``NetworkConfig.dim``). No parameter holds
+N, D or T, so one set of weights serves any cluster; permuting nodes or deployments permutes the logits with them, and
+absent (padding) rows change nothing. An observation is the dict of ``ObsLayout.split`` as float32 tensors. The two
+stages of an action are those of ``layout.py``.
 """
 
 import math
@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayfold.envs.layout import DEPLOYMENT_FEATURES, GLOBAL_FEATURES, NODE_FEATURES, NOOP
+from rayfold.envs.layout import DEPLOYMENT_FEATURES, GLOBAL_FEATURES, NODE_FEATURES, NODE_TYPE_FEATURES, NOOP
 
 __all__ = ["MASKED", "Choice", "CompactionNet", "Encoding", "NetworkConfig", "Obs", "action_logp", "source_mask"]
 
 Obs = dict[str, Tensor]
 
 MASKED = -1e9  # finite: RLlib's bootstrap rows may have every choice masked, and -inf makes their gradient NaN
-PRESENT = 0  # index of "present" in both feature lists
+PRESENT = 0  # index of "present" in the feature lists
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class NetworkConfig:
     dim: int = 64  # E
     heads: int = 4  # divides dim
     layers: int = 1  # attention blocks
-    noop_bias: float = 2.0  # log-odds of NOOP against all allowed cells together, before training
+    noop_bias: float = 2.0  # log-odds of NOOP against all that is allowed, before training
 
 
 class Encoding(NamedTuple):
@@ -39,13 +39,14 @@ class Encoding(NamedTuple):
 
     nodes: Tensor  # (B, N, E)
     deployments: Tensor  # (B, D, E)
+    node_types: Tensor  # (B, T, E)
     pooled: Tensor  # (B, 2E) the global token and the mean of the present nodes
 
 
 class Choice(NamedTuple):
     """Actions and how likely they were."""
 
-    actions: Tensor  # (B, 2) int64: source, destination; the destination is 0 with NOOP
+    actions: Tensor  # (B, 2) int64: source, destination; the destination is 0 unless the source is a cell
     logp: Tensor  # (B,) log-probability of the whole action
     noop_logp: Tensor  # (B,) log-probability of NOOP
 
@@ -76,9 +77,9 @@ def _mlp(inputs: int, dim: int, outputs: int) -> nn.Sequential:
 
 
 def source_mask(obs: Obs) -> Tensor:
-    """``(B, N, D) bool``: cells a replica may leave because some *other* node may take it."""
+    """``(B, N, D) bool``: cells a replica may leave because some *other* node, or a new one, may take it."""
     destinations = obs["destination_mask"]
-    elsewhere = destinations.sum(1, keepdim=True) - destinations
+    elsewhere = destinations.sum(1, keepdim=True) - destinations + obs["new_node_mask"].sum(1, keepdim=True)
     return (obs["source_mask"] > 0) & (elsewhere > 0.5)
 
 
@@ -86,16 +87,16 @@ def action_logp(source_logits: Tensor, destination_logits: Tensor, actions: Tens
     """Log-probability of two-stage actions.
 
     Args:
-        source_logits: ``(B, 1 + N * D)``.
-        destination_logits: ``(B, N)``, given the source in ``actions``.
+        source_logits: ``(B, 1 + N * D + N)``.
+        destination_logits: ``(B, N + T)``, given the source in ``actions``.
         actions: ``(B, 2)`` int64.
 
     Returns:
-        ``(B,)``; the destination counts only where the source is not NOOP.
+        ``(B,)``; without a cell as source the destination is certain, which its logits say.
     """
     source = source_logits.log_softmax(-1).gather(-1, actions[:, :1]).squeeze(-1)
     destination = destination_logits.log_softmax(-1).gather(-1, actions[:, 1:]).squeeze(-1)
-    return source + torch.where(actions[:, 0] == NOOP, torch.zeros_like(destination), destination)
+    return source + destination
 
 
 def _pick(logits: Tensor, greedy: bool, generator: torch.Generator | None) -> Tensor:
@@ -115,12 +116,14 @@ class CompactionNet(nn.Module):
         dim = config.dim
         self.node_in = _mlp(len(NODE_FEATURES), dim, dim)
         self.deployment_in = _mlp(len(DEPLOYMENT_FEATURES), dim, dim)
+        self.node_type_in = _mlp(len(NODE_TYPE_FEATURES), dim, dim)
         self.global_in = _mlp(len(GLOBAL_FEATURES), dim, dim)
         self.to_node, self.to_deployment = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
         self.blocks = nn.ModuleList(Block(dim, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(dim)
         self.source_node, self.source_deployment = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.source_node_bias, self.source_deployment_bias = nn.Linear(dim, 1), nn.Linear(dim, 1)
+        self.evacuate = _mlp(dim, dim, 1)
         self.noop = _mlp(2 * dim, dim, 1)
         self.query_node, self.query_deployment = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.query_out, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)
@@ -130,7 +133,13 @@ class CompactionNet(nn.Module):
         assert isinstance(last, nn.Linear)
         nn.init.constant_(last.bias, config.noop_bias)
         with torch.no_grad():  # start near uniform over the allowed cells and nodes
-            for head in (self.source_node, self.source_node_bias, self.source_deployment_bias, self.query_out):
+            for head in (
+                self.source_node,
+                self.source_node_bias,
+                self.source_deployment_bias,
+                self.query_out,
+                self.evacuate[-1],
+            ):
                 head.weight.mul_(0.1)
                 head.bias.mul_(0.1)
 
@@ -149,29 +158,32 @@ class CompactionNet(nn.Module):
             nodes + weight @ self.to_node(deployments),
             deployments + share.transpose(1, 2) @ self.to_deployment(nodes),
         )
-        tokens = torch.cat([self.global_in(obs["global"]).unsqueeze(1), nodes, deployments], 1)
-        present = torch.cat([torch.ones_like(node_present[:, :1]), node_present, deployment_present], 1)
+        node_types, type_present = self.node_type_in(obs["node_types"]), obs["node_types"][..., PRESENT] > 0
+        tokens = torch.cat([self.global_in(obs["global"]).unsqueeze(1), nodes, deployments, node_types], 1)
+        present = torch.cat([torch.ones_like(node_present[:, :1]), node_present, deployment_present, type_present], 1)
         for block in self.blocks:
             tokens = block(tokens, present)
         tokens = self.norm(tokens)
-        num_nodes = nodes.shape[1]
-        nodes, deployments = tokens[:, 1 : 1 + num_nodes], tokens[:, 1 + num_nodes :]
+        sizes = [1, nodes.shape[1], deployments.shape[1], node_types.shape[1]]
+        first, nodes, deployments, node_types = tokens.split(sizes, 1)
         counted = node_present.unsqueeze(-1).to(tokens.dtype)
         mean = (nodes * counted).sum(1) / counted.sum(1).clamp(min=1.0)
-        return Encoding(nodes, deployments, torch.cat([tokens[:, 0], mean], -1))
+        return Encoding(nodes, deployments, node_types, torch.cat([first.squeeze(1), mean], -1))
 
     def source_logits(self, obs: Obs, encoding: Encoding) -> Tensor:
-        """First stage, masked: ``(B, 1 + N * D)``, index 0 is NOOP."""
-        nodes, deployments, pooled = encoding
+        """First stage, masked: ``(B, 1 + N * D + N)``, index 0 is NOOP."""
+        nodes, deployments, _, pooled = encoding
         scores = self.source_node(nodes) @ self.source_deployment(deployments).transpose(1, 2)
         scores = scores / math.sqrt(self.config.dim)
         scores = scores + self.source_node_bias(nodes)
         scores = scores + self.source_deployment_bias(deployments).transpose(1, 2)
         allowed = source_mask(obs)
-        # Measured against all cells together: an untrained policy mostly waits in a cluster of any size.
-        num_cells = allowed.sum((1, 2)).clamp(min=1).to(scores.dtype)
-        noop = self.noop(pooled) + num_cells.log().unsqueeze(-1)
-        return torch.cat([noop, scores.masked_fill(~allowed, MASKED).flatten(1)], -1)
+        evacuate, may_evacuate = self.evacuate(nodes).squeeze(-1), obs["evacuate_mask"] > 0
+        # Measured against all choices together: an untrained policy mostly waits in a cluster of any size.
+        num_choices = (allowed.sum((1, 2)) + may_evacuate.sum(1)).clamp(min=1).to(scores.dtype)
+        noop = self.noop(pooled) + num_choices.log().unsqueeze(-1)
+        cells = scores.masked_fill(~allowed, MASKED).flatten(1)
+        return torch.cat([noop, cells, evacuate.masked_fill(~may_evacuate, MASKED)], -1)
 
     def destination_logits(self, obs: Obs, encoding: Encoding, source: Tensor) -> Tensor:
         """Second stage, masked.
@@ -179,23 +191,28 @@ class CompactionNet(nn.Module):
         Args:
             obs: As for ``encode``.
             encoding: Of ``obs``.
-            source: ``(B,)`` int64, the first stage's choice; the row of a NOOP has no meaning but is finite.
+            source: ``(B,)`` int64, the first stage's choice. Without a cell the destination is 0 for certain.
 
         Returns:
-            ``(B, N)``.
+            ``(B, N + T)``.
         """
-        nodes, deployments, _ = encoding
+        nodes, deployments, node_types, _ = encoding
         num_nodes, num_deployments = nodes.shape[1], deployments.shape[1]
-        cell = (source - 1).clamp(min=0)
+        is_cell = (source != NOOP) & (source <= num_nodes * num_deployments)
+        cell = torch.where(is_cell, source - 1, torch.zeros_like(source))
         node = torch.div(cell, num_deployments, rounding_mode="floor")
         deployment = cell - node * num_deployments
         row = torch.arange(len(source), device=source.device)
         query = self.query_node(nodes[row, node]) + self.query_deployment(deployments[row, deployment])
         query = self.query_out(F.gelu(query)).unsqueeze(-1)
-        scores = (self.key(nodes) @ query).squeeze(-1) / math.sqrt(self.config.dim)
-        scores = scores + self.same_deployment * torch.log1p(obs["occupancy"][row, :, deployment])
+        scores = (self.key(torch.cat([nodes, node_types], 1)) @ query).squeeze(-1) / math.sqrt(self.config.dim)
+        company = self.same_deployment * torch.log1p(obs["occupancy"][row, :, deployment])
+        scores = scores + F.pad(company, (0, node_types.shape[1]))
         is_other = torch.arange(num_nodes, device=source.device)[None] != node[:, None]
-        allowed = (obs["destination_mask"][row, :, deployment] > 0) & is_other
+        may_take = (obs["destination_mask"][row, :, deployment] > 0) & is_other
+        allowed = torch.cat([may_take, obs["new_node_mask"][row, :, deployment] > 0], 1)
+        is_first = torch.arange(allowed.shape[1], device=source.device)[None] == 0
+        allowed = torch.where(is_cell[:, None], allowed, is_first)
         masked: Tensor = scores.masked_fill(~allowed, MASKED)
         return masked
 
@@ -217,7 +234,6 @@ class CompactionNet(nn.Module):
         source = _pick(source_logits, greedy, generator)
         destination_logits = self.destination_logits(obs, encoding, source)
         destination = _pick(destination_logits, greedy, generator)
-        destination = torch.where(source == NOOP, torch.zeros_like(destination), destination)
         actions = torch.stack([source, destination], -1)
         logp = action_logp(source_logits, destination_logits, actions)
         return Choice(actions, logp, source_logits.log_softmax(-1)[:, NOOP])

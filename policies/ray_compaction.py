@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from rayfold.envs.cluster import SpecArrays
+from rayfold.envs.cluster import NO_MATCH, SpecArrays
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
 __all__ = ["find_node", "order_nodes", "replicas_to_move"]
@@ -27,7 +27,10 @@ _STARTING, _RUNNING = int(ReplicaPhase.STARTING), int(ReplicaPhase.RUNNING)
 
 @njit(cache=True)
 def _counts(spec: SpecArrays, st: StateArrays) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """RUNNING replicas per node ``(N,)``; RUNNING and STARTING ones per node and deployment ``(N, D)``."""
+    """RUNNING replicas per node ``(N,)``; RUNNING and STARTING ones per node and deployment ``(N, D)``.
+
+    A replica that spans nodes is counted where its first bundle is.
+    """
     running = np.zeros(st.node_type.shape[0], np.int64)
     held = np.zeros((st.node_type.shape[0], spec.demand.shape[0]), np.int64)
     for r in range(st.replica_phase.shape[0]):
@@ -116,12 +119,14 @@ def _moves_to_empty(
     free, taken = st.node_free.copy(), held.copy()
     for i in range(rows.shape[0]):
         d = st.replica_deployment[rows[i]]
-        best = -1
+        best, best_rank = -1, NO_MATCH
         for n in range(running.shape[0]):
-            if n == node or running[n] == 0 or st.node_phase[n] != _ALIVE or not spec.fits_type[d, st.node_type[n]]:
+            rank = spec.label_rank[d, st.node_type[n]]
+            if n == node or running[n] == 0 or st.node_phase[n] != _ALIVE or rank > min(best_rank, NO_MATCH - 1):
                 continue
-            if _fits(spec, free, taken, d, n) and (best < 0 or _less_left(spec, free, taken, n, best)):
-                best = n
+            is_better = rank < best_rank or _less_left(spec, free, taken, n, best)
+            if is_better and _fits(spec, free, taken, d, n):
+                best, best_rank = n, rank
         if best < 0:
             return 0
         taken[best, d] += 1
@@ -131,20 +136,25 @@ def _moves_to_empty(
 
 
 @njit(cache=True)
-def find_node(spec: SpecArrays, st: StateArrays) -> int:
+def find_node(spec: SpecArrays, st: StateArrays, is_fixed: NDArray[np.bool_]) -> int:
     """The node that Ray would empty: the largest that can be, then the one with the fewest replicas.
 
     Args:
         spec: Static description.
         st: State; nothing is written.
+        is_fixed: ``(D,)`` gangs: a node with such a replica is not emptied (``_get_deployment_placement_candidates``).
 
     Returns:
         Node row, -1 if no node can be emptied onto other nodes in use.
     """
     running, held = _counts(spec, st)
+    can_leave = np.ones(running.shape[0], np.bool_)
+    for r in range(st.replica_phase.shape[0]):
+        if st.replica_phase[r] == _RUNNING and (st.replica_spans[r] or is_fixed[st.replica_deployment[r]]):
+            can_leave[st.replica_node[r]] = False
     best, best_moves = -1, 0
     for n in range(running.shape[0]):
-        if running[n] == 0 or st.node_phase[n] != _ALIVE or st.node_is_head[n]:
+        if running[n] == 0 or st.node_phase[n] != _ALIVE or st.node_is_head[n] or not can_leave[n]:
             continue
         larger = 1 if best < 0 else _compare_sizes(spec, st.node_type[n], st.node_type[best])
         if larger < 0 or (larger == 0 and running[n] >= best_moves):
@@ -159,8 +169,8 @@ def find_node(spec: SpecArrays, st: StateArrays) -> int:
 def order_nodes(spec: SpecArrays, st: StateArrays, d: int, node: int) -> NDArray[np.int64]:
     """Nodes that Serve would give a replacement of ``d`` to while ``node`` is emptied, its first choice first.
 
-    Nodes in use by best fit, then unused ones. A node that a replacement is starting on is in use: Ray places all
-    replacements at once, here they follow as the limit on moves lets them.
+    By label selector, its fallbacks later; of each nodes in use by best fit, then unused ones. A node that a
+    replacement is starting on is in use: Ray places all replacements at once, here they follow one another.
 
     Args:
         spec: Static description.
@@ -176,19 +186,19 @@ def order_nodes(spec: SpecArrays, st: StateArrays, d: int, node: int) -> NDArray
         if st.replica_phase[r] == _STARTING and st.replica_peer[r] >= 0:
             used[st.replica_node[r]] += 1
     order = np.empty(used.shape[0], np.int64)
+    stages = 2 * spec.label_rank[d, st.node_type] + (used == 0)  # each selector in turn, nodes in use before others
     count = 0
     for n in range(used.shape[0]):
-        if n == node or st.node_phase[n] != _ALIVE or not spec.fits_type[d, st.node_type[n]]:
+        if n == node or st.node_phase[n] != _ALIVE or stages[n] >= 2 * NO_MATCH:
             continue
         if not _fits(spec, st.node_free, held, d, n):
             continue
         i = count
         while i > 0:
             other = order[i - 1]
-            is_unused, other_unused = used[n] == 0, used[other] == 0
-            if is_unused and not other_unused:
+            if stages[n] > stages[other]:
                 break
-            if is_unused == other_unused and not _less_left(spec, st.node_free, held, n, other):
+            if stages[n] == stages[other] and not _less_left(spec, st.node_free, held, n, other):
                 break
             order[i] = other
             i -= 1

@@ -68,7 +68,8 @@ class RayServe:
             return Plan(reason=ended or "backing off after a failed evacuation")
         if state.now_s < self.next_scan_s:
             return Plan(reason=ended or "no node could be emptied a moment ago")
-        node = int(find_node(state.spec.arrays, state.arrays))
+        is_gang = np.array([d.gang_size > 1 for d in state.spec.deployments], np.bool_)
+        node = int(find_node(state.spec.arrays, state.arrays, is_gang))
         if node < 0:
             self.next_scan_s = state.now_s + SCAN_INTERVAL_S
             return Plan(reason=ended or "no node can be emptied")

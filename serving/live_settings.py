@@ -80,9 +80,12 @@ def load_live_settings(path: Path) -> LiveSettings:
     except (yaml.YAMLError, UnicodeDecodeError) as err:
         raise InputError(str(path), "YAML", " ".join(str(err).split())) from err
     try:
-        return TypeAdapter(LiveSettings).validate_python(content or {})
+        settings = TypeAdapter(LiveSettings).validate_python(content or {})
     except ValidationError as err:
         first = err.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"
         allowed = ", ".join(f.name for f in dataclasses.fields(LiveSettings))
         raise InputError(f"{path}: {where}", f"{first['msg']} (fields: {allowed})", first["input"]) from err
+    if settings.limits.allow_new_nodes:
+        raise InputError(f"{path}: limits.allow_new_nodes", "false: a live cluster is not asked for nodes", "true")
+    return settings

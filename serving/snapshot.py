@@ -7,6 +7,7 @@ own application, are left out: nothing is decided about them.
 
 import logging
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,12 +85,12 @@ def _spans_nodes(replica: RawReplica) -> bool:
     return len(set(replica.bundle_node_ids)) > 1
 
 
-def _deployment(raw: RawDeployment, replicas: list[RawReplica], settings: LiveSettings) -> Deployment:
+def _deployment(raw: RawDeployment, settings: LiveSettings) -> Deployment:
     told = settings.of_deployment(raw.app, raw.name)
     bundles = tuple(_resources(b) for b in raw.bundles) or (_resources(raw.actor_resources),)
-    strategy = raw.strategy if raw.strategy in PlacementGroupStrategy.__members__ else "PACK"
+    known = raw.strategy in PlacementGroupStrategy.__members__
+    strategy = raw.strategy if known else "SPREAD"  # STRICT_SPREAD
     scaling = {"min_replicas": raw.target, "max_replicas": max(1, raw.target)} | dict(raw.autoscaling or {})
-    keeps_together = raw.strategy in PlacementGroupStrategy.__members__
     return Deployment(
         name=raw.name,
         app=raw.app,
@@ -100,19 +101,13 @@ def _deployment(raw: RawDeployment, replicas: list[RawReplica], settings: LiveSe
         label_selector=dict(raw.label_selector),
         startup_s=told.startup_s,
         drain_s=told.drain_s,
-        is_movable=told.is_movable
-        and keeps_together
-        and not raw.pins_replicas
-        and not any(map(_spans_nodes, replicas)),
+        is_movable=told.is_movable and known and not raw.pins_replicas,
     )
 
 
 def _spec(raw: RawCluster, nodes: list[RawNode], settings: LiveSettings) -> ClusterSpec:
     samples = {_type_name(n, settings): n for n in reversed(nodes)}
-    deployments = []
-    for d in sorted(raw.deployments, key=lambda d: f"{d.app}/{d.name}"):
-        own = [r for r in raw.replicas if (r.app, r.name) == (d.app, d.name)]
-        deployments.append(_deployment(d, own, settings))
+    deployments = [_deployment(d, settings) for d in sorted(raw.deployments, key=lambda d: f"{d.app}/{d.name}")]
     scheduling = SchedulingStrategy.PACK if raw.is_pack else SchedulingStrategy.SPREAD
     return ClusterSpec(
         node_types=tuple(_node_type(name, node, settings) for name, node in sorted(samples.items())),
@@ -160,6 +155,10 @@ def _fill_replicas(
         st.replica_deployment[r] = row_of[f"{replica.app}/{replica.name}"]
         st.replica_node[r] = node_row.get(node or "", -1)
         st.replica_phase[r] = phase
+        st.replica_spans[r] = _spans_nodes(replica)
+        if st.replica_spans[r]:
+            for j, bundle_node in enumerate(replica.bundle_node_ids[: spec.max_bundles]):
+                st.replica_bundle_node[r, j] = node_row.get(bundle_node, -1)
         phases[replica.replica_id] = phase
     rows = {replica.replica_id: r for r, replica in enumerate(raw.replicas)}
     for move in raw.moves:
@@ -172,34 +171,43 @@ def _fill_replicas(
     return phases
 
 
-def _held(raw: RawCluster, spec: ClusterSpec, st: StateArrays, node_row: Mapping[str, int]) -> NDArray[np.float64]:
-    """``(R, K)`` what each replica holds on its own node; what a spanning group holds elsewhere is not among it."""
-    held = np.zeros((len(raw.replicas), len(spec.resource_names)))
-    for r, replica in enumerate(raw.replicas):
-        d, n = int(st.replica_deployment[r]), int(st.replica_node[r])
-        if n < 0:
-            continue
-        if not _spans_nodes(replica):
-            held[r] = spec.arrays.demand[d]
-            continue
-        for bundle, node in zip(spec.deployments[d].shape.bundles, replica.bundle_node_ids, strict=False):
-            if node_row.get(node) == n:
-                held[r] += [bundle.get(name, 0.0) for name in spec.resource_names]
-    return held
+class _Holding(NamedTuple):
+    """What a replica, or one of its bundles, holds on a node."""
+
+    replica: int
+    bundle: int  # column of ``StateArrays.replica_gpus``
+    node: int
+    amount: NDArray[np.float64]  # (K,)
 
 
-def _fill_devices(spec: ClusterSpec, st: StateArrays, held: NDArray[np.float64]) -> None:
+def _holdings(spec: ClusterSpec, st: StateArrays) -> list[_Holding]:
+    """What is held where, in order of replica rows; what a group holds on nodes that are left out is not told."""
+    found = []
+    for r, n in enumerate(st.replica_node.tolist()):
+        d = int(st.replica_deployment[r])
+        if n >= 0 and spec.arrays.sums_gpus[d] and not st.replica_spans[r]:
+            found.append(_Holding(r, 0, n, spec.arrays.demand[d]))
+        elif n >= 0:
+            for j in range(spec.arrays.num_bundles[d]):
+                node = int(st.replica_bundle_node[r, j]) if st.replica_spans[r] else n
+                if node >= 0:
+                    found.append(_Holding(r, j, node, spec.arrays.bundle[d, j]))
+    return found
+
+
+def _fill_devices(spec: ClusterSpec, st: StateArrays, holdings: list[_Holding]) -> None:
     """Hands out devices in order of replica rows; a node whose devices do not add up has none free."""
     for n, type_idx in enumerate(st.node_type):
         st.gpu_free[n, : spec.arrays.type_num_gpus[type_idx]] = 1.0
-    for r, n in enumerate(st.replica_node.tolist()):
-        if n < 0:
-            continue
-        mask = take_gpus(st.gpu_free, n, float(held[r, 0]))
-        st.replica_gpus[r] = max(0, mask)
+    for r, j, n, amount in holdings:
+        mask = take_gpus(st.gpu_free, n, float(amount[0]))
+        st.replica_gpus[r, j] = max(0, mask)
         if mask == NO_DEVICES:
             log.warning("the replicas on node row %d do not fit its GPUs: taking it as full", n)
             st.gpu_free[n] = 0.0
+    for r, n in {(h.replica, h.node) for h in holdings}:
+        st.node_held[n, st.replica_deployment[r]] += 1
+        st.node_num_held[n] += 1
     for n in range(len(st.node_type)):
         # Other work may share a device in a way that is not known: each started GPU counts as a whole device.
         for _ in range(int(np.ceil(st.node_others[n, 0] - EPS))):
@@ -218,16 +226,18 @@ def _fill_nodes(
         st.node_type[n], st.node_phase[n] = types[name], NodePhase.ALIVE
         st.node_fenced_until_s[n] = raw.fences.get(node.node_id, -np.inf)
         st.node_is_head[n] = node.is_head
-        st.node_releasable[n] = told.is_releasable and not node.is_head and not node.is_draining
+        st.node_releasable[n] = told.is_releasable and not node.is_head
+        if node.is_draining:
+            st.node_phase[n] = NodePhase.DRAINING
     known_booting = [name for name in raw.booting_types if name in types]
     for i, name in enumerate(known_booting):
         st.node_type[len(nodes) + i], st.node_phase[len(nodes) + i] = types[name], NodePhase.BOOTING
 
 
-def _fill_free(nodes: list[RawNode], spec: ClusterSpec, st: StateArrays, held: NDArray[np.float64]) -> None:
+def _fill_free(nodes: list[RawNode], spec: ClusterSpec, st: StateArrays, holdings: list[_Holding]) -> None:
     on_node = np.zeros_like(st.node_free)
-    placed = st.replica_node >= 0
-    np.add.at(on_node, st.replica_node[placed], held[placed])
+    for holding in holdings:
+        on_node[holding.node] += holding.amount
     for n, node in enumerate(nodes):
         total, available = _resources(node.total), _resources(node.available)
         all_of = np.array([total.get(name, 0.0) for name in spec.resource_names])
@@ -257,11 +267,10 @@ def build_state(raw: RawCluster, settings: LiveSettings, history: History) -> Cl
     node_row = {node.node_id: n for n, node in enumerate(nodes)}
     _fill_nodes(raw, nodes, spec, st, settings)
     phases = _fill_replicas(raw, spec, st, node_row)
-    held = _held(raw, spec, st, node_row)
-    _fill_free(nodes, spec, st, held)
-    _fill_devices(spec, st, held)
-    occupied = set(st.replica_node.tolist())
-    empty = {n.node_id for i, n in enumerate(nodes) if i not in occupied and not st.node_others[i].any()}
+    holdings = _holdings(spec, st)
+    _fill_free(nodes, spec, st, holdings)
+    _fill_devices(spec, st, holdings)
+    empty = {n.node_id for i, n in enumerate(nodes) if st.node_num_held[i] == 0 and not st.node_others[i].any()}
     history.observe(raw, phases, empty)
     st.replica_since_s[:] = [history.phase_since_s(r.replica_id) for r in raw.replicas]
     for n, node in enumerate(nodes):

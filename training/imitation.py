@@ -84,9 +84,9 @@ def _demonstrate_episode(
         action = pending.pop(0) if pending else (NOOP, 0)
         obs.append(episode.encode(elapsed))
         outcome = episode.act(*action)
-        actions.append(action if outcome.moved else (NOOP, 0))
+        actions.append(action if outcome.num_moves else (NOOP, 0))
         rewards.append((outcome.reward_usd + outcome.bound_usd) * config.reward_scale / episode.first_tick_usd)
-        elapsed, truncated, is_tick = outcome.dt_intervals, outcome.truncated, not outcome.moved
+        elapsed, truncated, is_tick = outcome.dt_intervals, outcome.truncated, outcome.num_moves == 0
         dt.append(elapsed)
     # Beyond this many intervals less than a tenth of the return is missing.
     min_left = np.log(0.1) / np.log(config.gamma) if 0.0 < config.gamma < 1.0 else 0.0

@@ -17,7 +17,7 @@ from rayfold.envs.scenario import Scenario
 from rayfold.envs.vector_env import CompactionVectorEnv
 from rayfold.policies.network import CompactionNet
 from rayfold.training.env_runner import BatchedEnvRunner
-from rayfold.training.rl_module import CompactionRLModule
+from rayfold.training.rl_module import LAYOUT, CompactionRLModule
 from rayfold.training.smdp import SMDPPPOLearner
 from rayfold.training.train_config import TrainConfig
 
@@ -56,7 +56,7 @@ def build_ppo(
     """
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # it explains its API stack at length
     register_env(ENV_NAME, make_vector_env)
-    network = dataclasses.asdict(config.network)
+    network = {**dataclasses.asdict(config.network), LAYOUT: list(layout)}
     env_config = {
         "scenarios": scenarios,
         "layout": layout,

@@ -14,18 +14,14 @@ from ray.rllib.core.rl_module.apis import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor
 
-from rayfold.envs.layout import NOOP, ObsLayout
-from rayfold.policies.network import MASKED, CompactionNet, NetworkConfig, Obs, action_logp
+from rayfold.envs.layout import ObsLayout
+from rayfold.policies.network import CompactionNet, NetworkConfig, Obs, action_logp
 
-__all__ = ["CompactionRLModule", "MoveDistribution", "space_layout"]
+__all__ = ["LAYOUT", "CompactionRLModule", "MoveDistribution"]
+
+LAYOUT = "layout"  # key of the module's configuration: the padded sizes, as a list
 
 _LOG_ZERO = -60.0  # of a masked choice: times its probability it is 0, and -1e9 * 0 would not be
-
-
-def space_layout(action_space: Any) -> ObsLayout:
-    """The layout behind ``MultiDiscrete([1 + N * D, N])``."""
-    num_sources, num_nodes = (int(n) for n in action_space.nvec)
-    return ObsLayout(num_nodes, (num_sources - 1) // num_nodes)
 
 
 def _entropy(logits: Tensor) -> Tensor:
@@ -36,15 +32,15 @@ def _entropy(logits: Tensor) -> Tensor:
 class MoveDistribution(TorchDistribution):
     """Distribution over two-stage actions, given the source that was taken.
 
-    Its inputs are ``(B, 1 + N * D + N)``: the source logits, and the destination logits given the stored source.
+    Its inputs are ``(B, S + N + T)``: the S source logits, and the destination logits given the stored source.
     The entropy is a one-sample estimate of the joint one: H(source) + H(destination | stored source).
     """
 
-    num_nodes: int  # N, set by a subclass
+    num_destinations: int  # N + T, set by a subclass
 
     def __init__(self, logits: Tensor) -> None:
-        self.source_logits = logits[..., : -self.num_nodes]
-        self.destination_logits = logits[..., -self.num_nodes :]
+        self.source_logits = logits[..., : -self.num_destinations]
+        self.destination_logits = logits[..., -self.num_destinations :]
 
     @classmethod
     def from_logits(cls, logits: Any, **kwargs: Any) -> "MoveDistribution":
@@ -56,7 +52,7 @@ class MoveDistribution(TorchDistribution):
         return action_logp(self.source_logits, self.destination_logits, value.long())
 
     def entropy(self, **kwargs: Any) -> Tensor:
-        """One-sample estimate ``(B,)``; a NOOP's destination is certain, which the logits say."""
+        """One-sample estimate ``(B,)``."""
         return _entropy(self.source_logits) + _entropy(self.destination_logits)
 
     def kl(self, other: Any, **kwargs: Any) -> Tensor:
@@ -78,21 +74,26 @@ class MoveDistribution(TorchDistribution):
 
     @staticmethod
     def required_input_dim(space: Any, **kwargs: Any) -> int:
-        """Length of the inputs for ``MultiDiscrete([1 + N * D, N])``."""
+        """Length of the inputs for ``MultiDiscrete([S, N + T])``."""
         return int(space.nvec.sum())
 
 
 class CompactionRLModule(TorchRLModule, ValueFunctionAPI):
-    """``CompactionNet`` behind RLlib's interface; ``model_config`` holds the fields of ``NetworkConfig``."""
+    """``CompactionNet`` behind RLlib's interface.
+
+    ``model_config`` holds the fields of ``NetworkConfig``, and under ``LAYOUT`` those of ``ObsLayout``.
+    """
 
     def setup(self) -> None:
-        """Builds the network for the action space's layout."""
+        """Builds the network."""
         super().setup()  # type: ignore[no-untyped-call]
-        self.layout = space_layout(self.action_space)
         settings: Any = self.model_config  # RLlib adds fields of its own
+        self.layout = ObsLayout(*settings[LAYOUT])
         own = {field.name: settings[field.name] for field in dataclasses.fields(NetworkConfig)}
         self.net = CompactionNet(NetworkConfig(**own))
-        self._distribution = type("SizedMoveDistribution", (MoveDistribution,), {"num_nodes": self.layout.num_nodes})
+        self._distribution = type(
+            "SizedMoveDistribution", (MoveDistribution,), {"num_destinations": self.layout.num_destinations}
+        )
 
     def _obs(self, batch: dict[str, Any]) -> Obs:
         return self.layout.split(batch[Columns.OBS])
@@ -102,7 +103,7 @@ class CompactionRLModule(TorchRLModule, ValueFunctionAPI):
         return {
             Columns.ACTIONS: choice.actions,
             Columns.ACTION_LOGP: choice.logp,
-            # PPO reads the stored inputs for the KL loss only, which is off; a stub saves N * D + N floats a step.
+            # PPO reads the stored inputs for the KL loss only, which is off; a stub saves thousands of floats a step.
             Columns.ACTION_DIST_INPUTS: choice.logp.new_zeros(len(choice.logp), 1),
         }
 
@@ -116,9 +117,6 @@ class CompactionRLModule(TorchRLModule, ValueFunctionAPI):
         obs, source = self._obs(batch), batch[Columns.ACTIONS][..., 0].long()
         encoding = self.net.encode(obs)
         destination_logits = self.net.destination_logits(obs, encoding, source)
-        certain = torch.full_like(destination_logits, MASKED)
-        certain[:, 0] = 0.0
-        destination_logits = torch.where((source == NOOP).unsqueeze(-1), certain, destination_logits)
         source_logits = self.net.source_logits(obs, encoding)
         return {
             Columns.ACTION_DIST_INPUTS: torch.cat([source_logits, destination_logits], -1),

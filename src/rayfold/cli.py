@@ -1,4 +1,4 @@
-"""The command line: ``train``, ``evaluate``, ``serve``, ``demo``, ``scenarios``.
+"""The command line: ``train``, ``evaluate``, ``serve``, ``demo``, ``scenarios``, ``trace``.
 
 Heavy imports stand inside the verbs, so that ``--help`` is quick. What the user gave wrong is told in one line and
 ends with exit code 2.
@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from rayfold import cli_trace
 from rayfold.errors import InputError, RayfoldError
 
 __all__ = ["app", "main"]
@@ -23,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_trace.app, name="trace")
 
 _EXIT_INPUT, _EXIT_INTERRUPT = 2, 130
 

@@ -1,6 +1,9 @@
 """Small clusters built by hand, for the tests of this room."""
 
+from collections.abc import Mapping
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from rayfold.envs.cluster import (
     AutoscalingConfig,
@@ -17,7 +20,15 @@ from rayfold.envs.safety import capacity_reason
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
 from rayfold.envs.traffic import Traffic
 
-__all__ = ["add_node", "add_replica", "constant_traffic", "empty_state", "random_state", "small_spec"]
+__all__ = [
+    "add_node",
+    "add_replica",
+    "constant_traffic",
+    "empty_state",
+    "random_state",
+    "small_spec",
+    "varying_traffic",
+]
 
 
 def small_spec(
@@ -117,9 +128,22 @@ def constant_traffic(spec: ClusterSpec, ongoing: dict[str, float], num_steps: in
     """The same offered load in every step; 0 for deployments not named."""
     row = np.array([ongoing.get(d.name, 0.0) for d in spec.deployments])
     steps = np.tile(row, (num_steps, 1))
-    return Traffic(
-        ongoing=steps,
-        ongoing_lookback=steps.copy(),
-        ongoing_slow=steps.copy(),
+    return Traffic.of_steps(
+        steps,
+        look_back_s=np.array([d.autoscaling.look_back_period_s for d in spec.deployments]),
+        step_s=spec.settings.substep_s,
+        tokens_per_ongoing_s=np.full(spec.num_deployments, 10.0),
+    )
+
+
+def varying_traffic(spec: ClusterSpec, ongoing: Mapping[str, ArrayLike], num_steps: int) -> Traffic:
+    """Offered load step by step, 0 where not named; metrics look back on one step only: they show it at once."""
+    steps = np.zeros((num_steps, spec.num_deployments))
+    for d, deployment in enumerate(spec.deployments):
+        steps[:, d] = ongoing.get(deployment.name, 0.0)
+    return Traffic.of_steps(
+        steps,
+        look_back_s=np.full(spec.num_deployments, spec.settings.substep_s),
+        step_s=spec.settings.substep_s,
         tokens_per_ongoing_s=np.full(spec.num_deployments, 10.0),
     )

@@ -93,9 +93,9 @@ def test_order_of_launches_by_hand() -> None:
     assert ranks == {"label": 0, "more_memory": 1, "memory": 2, "cpus": 3, "gpus": 4, "gpus_too": 4, "one": 6}
 
 
-@pytest.mark.parametrize(("initial", "want"), [(None, 2), (0, 0), (5, 5)])
+@pytest.mark.parametrize(("initial", "want"), [(None, -1), (0, 0), (5, 5)])
 def test_initial_replicas(initial: int | None, want: int) -> None:
-    """``min_replicas`` where Serve's setting is absent; 0 is a setting."""
+    """-1 where Serve's setting is absent; 0 is a setting."""
     scaling = AutoscalingConfig(min_replicas=2, initial_replicas=initial)
     spec = ClusterSpec(node_types=SPEC.node_types, deployments=(deployment("web", {"CPU": 1.0}, autoscaling=scaling),))
     assert spec.arrays.initial_replicas.tolist() == [want]
@@ -111,7 +111,7 @@ def test_one_pack_group_makes_serve_spread(scheduling: SchedulingStrategy, group
         deployments=(deployment("web", {"CPU": 1.0}), Deployment(name="group", shape=shape)),
         settings=ClusterSettings(scheduling=scheduling),
     )
-    assert spec.packs is (scheduling == "pack" and group != "PACK")
+    assert spec.packs is (scheduling == "pack" and group not in ("PACK", "SPREAD"))
 
 
 def test_a_cluster_without_gpus_keeps_a_column() -> None:

@@ -1,4 +1,4 @@
-"""``rayfold/Compaction-v0`` keeps Gymnasium's contract and the decision process of its docstring."""
+"""``rayfold/Compaction-v1`` keeps Gymnasium's contract and the decision process of its docstring."""
 
 import pickle
 import warnings
@@ -18,7 +18,7 @@ from rayfold.errors import InputError
 
 def make(scenario: str = "smoke", **more: Any) -> CompactionEnv:
     """The environment without wrappers."""
-    env = gym.make("rayfold/Compaction-v0", scenario=scenario, synthetic=True, **more).unwrapped
+    env = gym.make("rayfold/Compaction-v1", scenario=scenario, synthetic=True, **more).unwrapped
     assert isinstance(env, CompactionEnv)
     return env
 
@@ -92,8 +92,8 @@ def test_time_passes_on_noop_only() -> None:
     env = make()
     for step in rollout(env, 5)[1:]:
         obs, info = step[0], step[3]
-        assert obs["global"][0] == (0.0 if info["moved"] else 1.0)
-        if info["moved"]:
+        assert obs["global"][0] == (0.0 if info["num_moves"] else 1.0)
+        if info["num_moves"]:
             assert info["dt_s"] == info["node_usd"] == info["unserved_usd"] == 0.0
             assert info["disruption_usd"] > 0.0
         else:
@@ -110,8 +110,8 @@ def test_masked_actions_are_moves_and_others_are_noop() -> None:
     for _ in range(150):
         action = masked_action(obs, rng)
         obs, _, _, truncated, info = env.step(np.array(action))
-        assert info["moved"] == (action[0] > 0)
-        num_moves += info["moved"]
+        assert info["num_moves"] == (action[0] > 0)
+        num_moves += info["num_moves"]
         if truncated:
             break
     assert num_moves > 5

@@ -1,20 +1,32 @@
 """One step of the simulator: what is billed, what bounds the bill, what counts as undone, who is placed first."""
 
+import dataclasses
 from itertools import product
 
 import numpy as np
 import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from rayfold.envs.cluster import ClusterSpec, SchedulingStrategy
-from rayfold.envs.dynamics import UNDONE_WINDOW_S, _match_release, bound_usd_per_h
+from rayfold.envs.bound import bound_usd_per_h
+from rayfold.envs.cluster import ClusterSpec, ReplicaShape, SchedulingStrategy
+from rayfold.envs.initial_state import initial_state
 from rayfold.envs.ledger import Entry, Ledger
 from rayfold.envs.moves import Move
+from rayfold.envs.node_life import UNDONE_WINDOW_S, match_release
 from rayfold.envs.safety import Limits, check_move
-from rayfold.envs.simulator import Simulator, initial_state
+from rayfold.envs.simulator import Simulator
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
+from rayfold.envs.traffic import SLOW_MEAN_S, sample_traffic
 from rayfold.envs.transition import with_move
-from tests.envs.clusters import add_node, add_replica, constant_traffic, empty_state, random_state, small_spec
+from tests.envs.clusters import (
+    add_node,
+    add_replica,
+    constant_traffic,
+    empty_state,
+    random_state,
+    small_spec,
+    varying_traffic,
+)
 
 ONE, TWO, HALF, SINGLE, GOLDEN, FIXED = range(6)
 LIMITS = Limits(max_concurrent_moves=3, deployment_cooldown_s=0.0, fence_s=300.0)
@@ -92,8 +104,9 @@ def test_bound_by_hand() -> None:
 
 def test_dearest_resource_bounds() -> None:
     """Eight CPUs of a node asked for by one GPU: the CPUs are the bound."""
-    state = empty_state(small_spec())
-    state.spec.arrays.demand[ONE, 1] = 8.0
+    spec = small_spec()
+    greedy = dataclasses.replace(spec.deployments[ONE], shape=ReplicaShape(bundles=({"GPU": 1.0, "CPU": 8.0},)))
+    state = empty_state(dataclasses.replace(spec, deployments=(greedy, *spec.deployments[1:])))
     add_node(state, 0)
     add_replica(state, ONE, 0)
     assert bound_usd_per_h(state.spec.arrays, state.arrays) == pytest.approx(4.0)
@@ -124,13 +137,13 @@ def test_booting_nodes_are_billed_and_the_head_is_not() -> None:
 
 @pytest.mark.parametrize(("gap_s", "undone"), [(UNDONE_WINDOW_S, 1), (UNDONE_WINDOW_S + STEP_S, 0)])
 def test_a_launch_undoes_moves_for_half_an_hour(gap_s: float, undone: int) -> None:
-    """Node 0 is released 100 s after the move off it: a launch 1800 s later undoes that move, 1805 s later not."""
+    """Node 0 is released 105 s after the move off it: a launch 1800 s later undoes that move, 1805 s later not."""
     state = two_nodes()
     # Wanted one step before and refused for 10 s (``upscale_delay_s``), the fifth replica is launched for 15 s after.
-    grows_at = round((100.0 + gap_s - 15.0) / STEP_S)
-    traffic = constant_traffic(state.spec, {"one": 4.0}, grows_at + 10)
-    for array in (traffic.ongoing, traffic.ongoing_lookback):
-        array[grows_at:, ONE] = 10.0
+    grows_at = round((105.0 + gap_s - 15.0) / STEP_S)
+    load = np.full(grows_at + 10, 4.0)
+    load[grows_at:] = 10.0
+    traffic = varying_traffic(state.spec, {"one": load}, len(load))
     sim = Simulator(state, traffic, LIMITS, np.random.default_rng(0))
     begun_s = sim.now_s
     sim.start(sim.view, Move(0, 1))
@@ -140,7 +153,7 @@ def test_a_launch_undoes_moves_for_half_an_hour(gap_s: float, undone: int) -> No
         for entry in (Entry.NODES_RELEASED, Entry.NODES_LAUNCHED):
             if sim.ledger()[entry]:
                 at_s.setdefault(entry, sim.now_s - begun_s)
-    assert at_s == {Entry.NODES_RELEASED: 100.0, Entry.NODES_LAUNCHED: 100.0 + gap_s}
+    assert at_s == {Entry.NODES_RELEASED: 105.0, Entry.NODES_LAUNCHED: 105.0 + gap_s}
     assert sim.ledger()[Entry.UNDONE_MOVES] == undone
 
 
@@ -161,7 +174,7 @@ def test_which_release_a_launch_undoes(released: list[tuple[float, int, int]], u
     hidden, ledger = sim._hidden, Ledger.zeros()
     for n, (ago_s, node_type, moves) in enumerate(released):
         hidden.released_s[n], hidden.released_type[n], hidden.released_moves[n] = sim.now_s - ago_s, node_type, moves
-    _match_release(hidden, sim.now_s, 0, ledger)
+    match_release(hidden, sim.now_s, 0, ledger)
     assert ledger[Entry.UNDONE_MOVES] == undone
     assert hidden.released_moves[: len(left)].tolist() == left
 
@@ -169,10 +182,11 @@ def test_which_release_a_launch_undoes(released: list[tuple[float, int, int]], u
 def test_a_launch_undoes_only_the_moves_of_the_node_before_it() -> None:
     """The row of a released node is used again twice; the second time no move had emptied it."""
     state = two_nodes()
-    traffic = constant_traffic(state.spec, {}, 240)
+    load = np.empty(240)
     # The second node comes (over four replicas), goes, and comes again.
-    for first, load in ((0, 4.0), (30, 10.0), (80, 4.0), (150, 10.0)):
-        traffic.ongoing_lookback[first:, ONE] = load
+    for first, level in ((0, 4.0), (30, 10.0), (80, 4.0), (150, 10.0)):
+        load[first:] = level
+    traffic = varying_traffic(state.spec, {"one": load}, 240)
     sim = Simulator(state, traffic, LIMITS, np.random.default_rng(0))
     sim.start(sim.view, Move(0, 1))
     sim.advance(240)
@@ -201,9 +215,7 @@ def test_spread_goes_on_where_it_stopped() -> None:
     state.spec.arrays.min_replicas[:] = 0
     for n in range(3):
         add_node(state, n)
-    traffic = constant_traffic(state.spec, {}, 40)
-    for wanted in range(4):
-        traffic.ongoing_lookback[10 * wanted :, ONE] = 2.0 * wanted + 2.0
+    traffic = varying_traffic(state.spec, {"one": 2.0 * (np.arange(40) // 10) + 2.0}, 40)
     sim, seen = Simulator(state, traffic, LIMITS, np.random.default_rng(0)), []
     while sim.num_steps_left:
         sim.advance(10)
@@ -275,3 +287,35 @@ def test_moves_never_lower_the_replicas_that_serve() -> None:
             assert (serving >= before).all()
             assert (serving <= sim.view.arrays.deployment_target).all()
     assert num_moves > 40
+
+
+def test_metrics_follow_the_load() -> None:
+    """After each step: the mean of the last rows of each look-back period, and the exponential mean of ten minutes."""
+    spec = small_spec()
+    rates = np.tile([1.0, 3.0, 0.0, 2.0, 9.0, 0.1], (3, 1))
+    look_back_s = np.array([5.0, 30.0, 30.0, 62.0, 11.0, 600.0])
+    traffic = sample_traffic(
+        rates,
+        bin_s=600.0,
+        service_s=np.full(6, 10.0),
+        burstiness_cv=np.full(6, 2.0),
+        tokens_per_request=np.full(6, 100.0),
+        look_back_s=look_back_s,
+        num_steps=360,
+        step_s=STEP_S,
+        rng=np.random.default_rng(0),
+    )
+    rng = np.random.default_rng(1)
+    sim = Simulator(initial_state(spec, traffic, rng), traffic, LIMITS, rng)
+    slow, done = traffic.slow_mean(STEP_S), 0
+    np.testing.assert_allclose(sim.view.arrays.deployment_ongoing_slow, slow)
+    while sim.num_steps_left:
+        count = min(int(rng.integers(1, 5)), sim.num_steps_left)
+        sim.advance(count)
+        for _ in range(count):
+            slow = slow + (1.0 - np.exp(-STEP_S / SLOW_MEAN_S)) * (traffic.ongoing[traffic.num_before + done] - slow)
+            done += 1
+        end = traffic.num_before + done
+        want = [traffic.ongoing[end - rows : end, d].mean() for d, rows in enumerate((1, 6, 6, 12, 2, 120))]
+        np.testing.assert_allclose(sim.view.arrays.deployment_ongoing, want, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(sim.view.arrays.deployment_ongoing_slow, slow)

@@ -19,7 +19,7 @@ LIMITS = Limits(max_concurrent_moves=4, deployment_cooldown_s=120.0)
 
 def parts(state: ClusterState, layout: ObsLayout | None = None, dt: float = 0.0) -> dict[str, np.ndarray]:
     """The observation, split."""
-    layout = layout or ObsLayout(len(state.arrays.node_type), state.spec.num_deployments)
+    layout = layout or ObsLayout(len(state.arrays.node_type), state.spec.num_deployments, len(state.spec.node_types))
     split: dict[str, np.ndarray] = layout.split(encode_state(state, LIMITS, layout, dt))
     return split
 
@@ -117,12 +117,13 @@ def test_padding_changes_nothing() -> None:
     """On 50 random states a larger layout holds the same numbers, and zeros beyond."""
     for seed in range(50):
         state = random_state(np.random.default_rng(seed))
-        small, large = parts(state), parts(state, ObsLayout(9, 11))
+        small, large = parts(state), parts(state, ObsLayout(9, 11, 4))
         assert (small["global"] == large["global"]).all()
-        for key in ("nodes", "deployments", "occupancy", "source_mask", "destination_mask"):
-            rows, columns = small[key].shape
-            assert (large[key][:rows, :columns] == small[key]).all()
-            assert large[key][rows:].sum() == 0.0
+        for key in small:
+            corner = tuple(slice(0, size) for size in small[key].shape)
+            padded = np.zeros_like(large[key])
+            padded[corner] = small[key]
+            assert (large[key] == padded).all()
             assert np.isfinite(large[key]).all()
 
 

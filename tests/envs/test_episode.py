@@ -41,7 +41,7 @@ def play(episode: Episode, rng: np.random.Generator) -> list[Outcome]:
     return outcomes
 
 
-@pytest.mark.parametrize("layout", [None, ObsLayout(40, 9)])
+@pytest.mark.parametrize("layout", [None, ObsLayout(40, 9, 2)])
 def test_action_and_move_are_inverse(smoke: Scenario, layout: ObsLayout | None) -> None:
     """``to_move(to_action(m))`` is ``m`` but for the replica within its cell, also in a padded layout."""
     episode, num_moves = begin(smoke, layout=layout), 0
@@ -60,11 +60,11 @@ def test_action_and_move_are_inverse(smoke: Scenario, layout: ObsLayout | None) 
 
 def test_every_action_agrees_with_the_filter(smoke: Scenario) -> None:
     """Of all (source, destination) pairs, padding included, just those of allowed moves stand for one."""
-    layout = ObsLayout(smoke.spec.max_nodes + 2, smoke.spec.num_deployments + 1)
+    layout = ObsLayout(smoke.spec.max_nodes + 2, smoke.spec.num_deployments + 1, 2)
     episode, num_moves = begin(smoke, layout=layout), 0
     for _ in range(8):
         moves = {episode.to_action(move) for move in allowed(episode)}
-        pairs = [(s, n) for s in range(layout.num_sources) for n in range(layout.num_nodes)]
+        pairs = [(s, n) for s in range(1, 1 + layout.num_cells) for n in range(layout.num_destinations)]
         assert {pair for pair in pairs if episode.to_move(*pair) is not None} == moves
         num_moves += len(moves)
         episode.act(NOOP, 0)
@@ -76,12 +76,12 @@ def test_a_refused_action_is_noop(smoke: Scenario) -> None:
     layout = scenario_layout(smoke)
     first, second = begin(smoke), begin(smoke)
     num_refused = 0
-    for source in range(1, layout.num_sources):
+    for source in range(1, 1 + layout.num_cells):
         n = (source - 1) // layout.num_deployments  # a move to the node itself is never allowed
         assert first.to_move(source, n) is None
         outcome = first.act(source, n)
         assert outcome == second.act(NOOP, 0)
-        assert not outcome.moved
+        assert not outcome.num_moves
         assert outcome.dt_intervals == 1.0
         assert first.simulator.view.digest() == second.simulator.view.digest()
         num_refused += 1
@@ -98,7 +98,7 @@ def test_outcomes_add_up_to_the_ledger(smoke: Scenario) -> None:
     for term in ("node_usd", "disruption_usd", "unserved_usd", "bound_usd"):
         assert sum(getattr(o, term) for o in outcomes) == pytest.approx(ledger[Entry[term.upper()]]), term
     assert sum(o.reward_usd for o in outcomes) == pytest.approx(-ledger.cost_usd)
-    assert sum(o.moved for o in outcomes) == ledger[Entry.MOVES] > 0
+    assert sum(o.num_moves for o in outcomes) == ledger[Entry.MOVES] > 0
     assert ledger[Entry.ELAPSED_S] == episode.simulator.now_s == smoke.horizon_s
     interval_s = smoke.spec.settings.decision_interval_s
     assert sum(o.dt_intervals for o in outcomes) == smoke.horizon_s / interval_s
@@ -163,12 +163,12 @@ def test_layout_holds_the_largest_of_several() -> None:
     scenarios = [load_scenario(name, synthetic=True) for name in ("smoke", "low_scale", "two_node")]
     sizes = [scenario_layout(s) for s in scenarios]
     assert len(set(sizes)) > 1
-    assert scenario_layout(*scenarios) == ObsLayout(max(s[0] for s in sizes), max(s[1] for s in sizes))
+    assert scenario_layout(*scenarios) == ObsLayout(*(max(s[i] for s in sizes) for i in range(3)))
 
 
 def test_padding_does_not_change_the_world(smoke: Scenario) -> None:
     """An episode in a large layout: same outcomes for the same moves, same numbers in the observation's corner."""
-    small, large = begin(smoke, 2), begin(smoke, 2, ObsLayout(30, 8))
+    small, large = begin(smoke, 2), begin(smoke, 2, ObsLayout(30, 8, 3))
     rng = np.random.default_rng(2)
     for _ in range(30):
         moves = allowed(small)

@@ -20,7 +20,8 @@ def planned(state: ClusterState, node: int) -> tuple[int, dict[int, int]]:
     st, spec = state.arrays, state.spec
     shape = (len(st.node_type), spec.num_deployments)
     source, may_take = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    move_masks(spec.arrays, st, state.now_s, LIMITS, source, may_take)
+    new_node = np.zeros((len(spec.node_types), spec.num_deployments), np.float32)
+    move_masks(spec.arrays, st, state.now_s, LIMITS, source, may_take, new_node)
     destination = np.empty(len(st.replica_phase), np.int64)
     count = evacuation(spec.arrays, st, state.now_s, LIMITS, may_take, node, destination)
     assert destination.min() >= -1
@@ -30,12 +31,13 @@ def planned(state: ClusterState, node: int) -> tuple[int, dict[int, int]]:
 def by_single_moves(state: ClusterState, node: int) -> dict[int, int] | None:
     """The second route: one allowed move after another, each to the occupied node that has least left."""
     st = state.arrays
+    if st.node_is_head[node] or not st.node_releasable[node]:
+        return None  # nothing may leave it, whether it holds anything or not
     occupied = {int(n) for n in st.replica_node if n >= 0 and n != node}
     here = np.flatnonzero((st.replica_node == node) & (st.replica_phase != ReplicaPhase.STOPPING))
     demand = state.spec.arrays.demand[st.replica_deployment]
     plan: dict[int, int] = {}
-    is_limited = state.spec.arrays.max_per_node[st.replica_deployment] > 0
-    for r in sorted(here, key=lambda r: (*-demand[r], not is_limited[r])):
+    for r in sorted(here, key=lambda r: tuple(-demand[r])):
         if st.replica_phase[r] == ReplicaPhase.RUNNING and st.replica_peer[r] >= 0:
             continue
         free = state.arrays.node_free

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from rayfold.envs.cluster import SchedulingStrategy
+from rayfold.envs.initial_state import initial_state
 from rayfold.envs.moves import Move
 from rayfold.envs.safety import Limits
-from rayfold.envs.simulator import Simulator, initial_state
+from rayfold.envs.simulator import Simulator
 from rayfold.envs.state import NodePhase, ReplicaPhase
 from rayfold.envs.transition import with_move
 from tests.envs.clusters import add_node, add_replica, constant_traffic, empty_state, small_spec

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from rayfold.envs.initial_state import initial_state
 from rayfold.envs.ledger import Entry, Ledger
 from rayfold.envs.safety import Limits
-from rayfold.envs.simulator import Simulator, initial_state
+from rayfold.envs.simulator import Simulator
 from tests.envs.clusters import constant_traffic, small_spec
 
 

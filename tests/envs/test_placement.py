@@ -1,4 +1,4 @@
-"""Placement by second routes and by hand; ``tests/ray_oracle`` runs the same rules beside Ray's own classes."""
+"""Placement by second routes and by hand; ``test_ray_rules.py`` runs the same rules beside Ray's own classes."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,10 @@ import pytest
 from rayfold.envs.placement import (
     active_nodes,
     asks_more,
-    best_fit_node,
     hold,
     let_go,
-    next_to_stop,
     pack_node,
+    replicas_to_stop,
     spread_node,
 )
 from rayfold.envs.safety import capacity_reason
@@ -33,7 +32,7 @@ def is_fenced(state: ClusterState, n: int) -> bool:
 
 
 def test_pack_by_a_sort() -> None:
-    """On 300 random states: the smallest by (fenced, idle unless fenced, what is left, limited replicas, row)."""
+    """On 300 random states: the smallest by (fenced, idle unless fenced, what is left, row)."""
     num_fenced = num_empty = 0
     for seed in range(300):
         state = random_state(np.random.default_rng(seed))
@@ -45,7 +44,6 @@ def test_pack_by_a_sort() -> None:
                     not is_fenced(state, n)
                     and not ((st.replica_node == n) & (st.replica_phase == ReplicaPhase.RUNNING)).any(),
                     tuple(st.node_free[n].round(6)),
-                    -int(((st.replica_node == n) & (st.replica_deployment == SINGLE)).sum()),
                     n,
                 )
                 for n in takers(state, d)
@@ -65,7 +63,7 @@ def test_spread_by_a_rotation() -> None:
         state = random_state(np.random.default_rng(seed))
         num_nodes = len(state.arrays.node_type)
         for d in range(state.spec.num_deployments):
-            for cursor in range(num_nodes + 1):
+            for cursor in range(num_nodes):
                 ring = sorted(takers(state, d), key=lambda n: (is_fenced(state, n), (n - cursor) % num_nodes))
                 want = ring[0] if ring else -1
                 assert spread_node(state.spec.arrays, state.arrays, state.now_s, d, cursor) == want, (seed, d)
@@ -94,26 +92,23 @@ def test_best_fit_looks_at_the_dear_resource_first() -> None:
         add_node(state, n)
     add_replica(state, ONE, 1)
     state.arrays.node_free[2, 1] = 1.0
-    spec, st = state.spec.arrays, state.arrays
-    allowed = np.array([True, True, True, True, False])
-    assert best_fit_node(spec, st, ONE, allowed) == 1
-    allowed[1] = False
-    assert best_fit_node(spec, st, ONE, allowed) == 2
-    allowed[2] = False
-    assert best_fit_node(spec, st, ONE, allowed) == 0
-    assert best_fit_node(spec, st, GOLDEN, allowed) == -1
+    spec, st, active = state.spec.arrays, state.arrays, np.ones(5, np.bool_)
+    assert pack_node(spec, st, state.now_s, ONE, active) == 1
+    st.node_phase[1] = NodePhase.DRAINING
+    assert pack_node(spec, st, state.now_s, ONE, active) == 2
+    st.node_phase[2] = NodePhase.BOOTING
+    assert pack_node(spec, st, state.now_s, ONE, active) == 0
+    assert pack_node(spec, st, state.now_s, GOLDEN, active) == -1
 
 
 def test_larger_asks_more() -> None:
-    """By GPUs, then by a limit per node; equal requests are not larger than each other."""
+    """By GPUs; equal requests are not larger than each other."""
     spec = small_spec().arrays
     assert asks_more(spec, TWO, ONE)
     assert asks_more(spec, ONE, HALF)
     assert not asks_more(spec, HALF, TWO)
     assert not asks_more(spec, ONE, SINGLE)
-    assert asks_more(spec, SINGLE, ONE)
-    assert not asks_more(spec, ONE, ONE)
-    assert not asks_more(spec, SINGLE, SINGLE)
+    assert not asks_more(spec, SINGLE, ONE)
 
 
 def test_hold_and_let_go_are_inverse() -> None:
@@ -124,7 +119,7 @@ def test_hold_and_let_go_are_inverse() -> None:
         for r in map(int, np.flatnonzero(st.replica_node >= 0)):
             n, d, before = int(st.replica_node[r]), int(st.replica_deployment[r]), st.copy()
             let_go(state.spec.arrays, st, r, state.now_s + 3.0)
-            assert st.replica_gpus[r] == 0
+            assert st.replica_gpus[r, 0] == 0
             is_last = (before.replica_node == n).sum() == 1
             assert st.node_idle_since_s[n] == (state.now_s + 3.0 if is_last else np.inf)
             assert [st.replica_deployment[r], st.replica_node[r], st.replica_phase[r]] == [-1, -1, ReplicaPhase.EMPTY]
@@ -138,9 +133,9 @@ def test_hold_and_let_go_are_inverse() -> None:
 def stop_order(state: ClusterState, d: int) -> list[int]:
     """Rows in the order in which downscales by one would stop them."""
     serial, order = np.arange(len(state.arrays.replica_phase)), []
-    while (r := int(next_to_stop(state.arrays, d, serial))) >= 0:
-        order.append(r)
-        let_go(state.spec.arrays, state.arrays, r, state.now_s)
+    while len(rows := replicas_to_stop(state.spec.arrays, state.arrays, d, 1, serial)):
+        order.append(int(rows[0]))
+        let_go(state.spec.arrays, state.arrays, order[-1], state.now_s)
     return order
 
 
@@ -183,8 +178,8 @@ def test_row_zero_is_a_row_like_others() -> None:
 
 @pytest.mark.parametrize("d", [TWO, HALF])
 def test_nothing_to_stop(d: int) -> None:
-    """-1 where the deployment has no replica."""
+    """None where the deployment has no replica."""
     state = empty_state(small_spec())
     add_node(state, 0)
     add_replica(state, ONE, 0)
-    assert next_to_stop(state.arrays, d, np.arange(24)) == -1
+    assert len(replicas_to_stop(state.spec.arrays, state.arrays, d, 1, np.arange(24))) == 0

@@ -1,6 +1,6 @@
 """Serve's replica autoscaling rule by hand, and beside Ray's public policy with a check that can fail.
 
-``test_ray_rules.py`` runs it beside the whole of ``DeploymentAutoscalingState``.
+``test_ray_rules.py`` runs the same rule beside Ray's core policy on uneven clocks.
 """
 
 import itertools
@@ -32,11 +32,10 @@ class Kept(NamedTuple):
 
 
 def decide(now_s: float, total: float, running: int, kept: Kept, **more: float) -> Kept:
-    """One decision; unless told otherwise 2 requests a replica, 10 s up, 20 s down, 0 to 8 replicas."""
-    values = {"ongoing": 2.0, "up": 1.0, "down": 1.0, "up_s": 10.0, "down_s": 20.0} | more
-    values = values | {"zero_s": values["down_s"], "low": 0, "high": 8} | more
-    order = ("ongoing", "up", "down", "up_s", "down_s", "zero_s", "low", "high")
-    return Kept(*PORT(now_s, total, running, *kept, *(values[name] for name in order)))
+    """One decision; unless told otherwise 2 requests a replica, 10 s up, 20 s down, also to zero, 0 to 8 replicas."""
+    values = {"ongoing": 2.0, "up": 1.0, "down": 1.0, "up_s": 10.0, "down_s": 20.0, "zero_s": 20.0, "low": 0, "high": 8}
+    values |= more
+    return Kept(*PORT(now_s, total, running, *kept, *values.values()))
 
 
 @pytest.mark.parametrize(
@@ -104,14 +103,13 @@ def test_to_zero_by_way_of_one() -> None:
     assert decide(70.0, 0.0, 0, Kept(0, 65.0, 1)) == Kept(0)  # a wish from before the last one stopped is over
 
 
-@pytest.mark.parametrize(("zero_s", "at_s"), [(0.0, 0.0), (5.0, 5.0), (20.0, 20.0), (300.0, 300.0)])
-def test_to_zero_has_its_own_delay(zero_s: float, at_s: float) -> None:
-    """From one replica to none after ``downscale_to_zero_delay_s``; from two to one still after 20 s."""
-    assert decide(0.0, 0.0, 1, Kept(1), zero_s=zero_s).target == int(at_s > 0.0)
-    assert decide(at_s - 0.1, 0.0, 1, Kept(1, 0.0, -1), zero_s=zero_s).target == 1 or at_s == 0.0
-    assert decide(at_s, 0.0, 1, Kept(1, 0.0, -1), zero_s=zero_s).target == 0
-    assert decide(19.9, 0.0, 2, Kept(2, 0.0, -1), zero_s=zero_s).target == 2
-    assert decide(20.0, 0.0, 2, Kept(2, 0.0, -1), zero_s=zero_s).target == 1
+def test_the_last_replica_has_a_delay_of_its_own() -> None:
+    """Three become one after 20 s; the last one stops 35 s after that wish began, not 20 s."""
+    kept, seen = Kept(3), {}
+    for now_s in range(0, 80, 5):
+        kept = decide(float(now_s), 0.0, kept.target, kept, zero_s=35.0)
+        seen.setdefault(kept.target, now_s)
+    assert seen == {3: 0, 1: 20, 0: 60}
 
 
 @pytest.mark.parametrize(("up", "target", "want"), [(1.0, 0, 1), (2.5, 0, 3), (0.2, 0, 1), (1.0, 5, 5), (20.0, 0, 8)])
@@ -152,6 +150,7 @@ def random_case(seed: int) -> tuple[AutoscalingConfig, list[Step]]:
         downscale_delay_s=rng.choice([10, 20, 60]),
         upscaling_factor=rng.choice([0.5, 1.0, 2.0]),
         downscaling_factor=rng.choice([0.3, 1.0]),
+        downscale_to_zero_delay_s=rng.choice([None, None, 10, 45]),
     )
     now_s, total, steps = 1000.0, 5.0, []
     for _ in range(60):
@@ -197,6 +196,7 @@ def rays_targets(config: AutoscalingConfig, steps: list[Step]) -> list[int]:
 def our_targets(config: AutoscalingConfig, steps: list[Step], rule: Rule = PORT) -> list[int]:
     """The same by the port, or by another rule."""
     kept, targets = Kept(config.min_replicas), []
+    to_zero_s = config.downscale_to_zero_delay_s
     for step in steps:
         kept = Kept(
             *rule(
@@ -209,7 +209,7 @@ def our_targets(config: AutoscalingConfig, steps: list[Step], rule: Rule = PORT)
                 config.get_downscaling_factor(),
                 config.upscale_delay_s,
                 config.downscale_delay_s,
-                config.downscale_delay_s,
+                config.downscale_delay_s if to_zero_s is None else to_zero_s,
                 config.min_replicas,
                 config.max_replicas,
             )
@@ -249,12 +249,17 @@ def _straight_to_zero(*a: Any) -> tuple[int, float, int]:
     return (0 if a[1] == 0 and target == 1 < a[3] and a[12] == 0 else target), since_s, direction
 
 
+def _one_delay_for_all(*a: Any) -> tuple[int, float, int]:
+    return PORT(*a[:11], a[10], *a[12:])
+
+
 def _late_from_zero(*a: Any) -> tuple[int, float, int]:
     return (0, a[4], a[5]) if a[2] == a[3] == 0 and a[9] > 0 else PORT(*a)
 
 
 @pytest.mark.parametrize(
-    "rule", [_delays_swapped, _factors_ignored, _wish_forgotten, _straight_to_zero, _late_from_zero]
+    "rule",
+    [_delays_swapped, _factors_ignored, _wish_forgotten, _straight_to_zero, _one_delay_for_all, _late_from_zero],
 )
 def test_the_comparison_can_fail(rule: Rule) -> None:
     """Each planted fault gives other targets than Ray on some of the days."""

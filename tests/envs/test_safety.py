@@ -12,6 +12,7 @@ from tests.envs.clusters import add_node, add_replica, empty_state, random_state
 
 ONE, TWO, HALF, SINGLE, GOLDEN, FIXED = range(6)
 LIMITS = Limits(max_concurrent_moves=2, deployment_cooldown_s=120.0)
+NEW_NODES = LIMITS._replace(allow_new_nodes=True)
 
 
 def base(d: int = ONE, min_nodes: int = 0) -> tuple[ClusterState, Move]:
@@ -68,7 +69,26 @@ def _source_pinned(state: ClusterState, move: Move) -> Move:
 
 
 def _no_such_node(state: ClusterState, move: Move) -> Move:
+    return Move(move.replica_idx, 7)  # five rows of nodes, two node types
+
+
+def _new_node(state: ClusterState, move: Move) -> Move:
     return Move(move.replica_idx, 5)
+
+
+def _spans(state: ClusterState, move: Move) -> Move:
+    state.arrays.replica_spans[move.replica_idx] = True
+    return move
+
+
+def _source_opted_out(state: ClusterState, move: Move) -> Move:
+    state.arrays.node_is_opted_out[0] = True
+    return move
+
+
+def _source_drains(state: ClusterState, move: Move) -> Move:
+    state.arrays.node_phase[0] = NodePhase.DRAINING
+    return move
 
 
 def _same_node(state: ClusterState, move: Move) -> Move:
@@ -117,6 +137,10 @@ CASES: dict[Reason, tuple[int, Callable[[ClusterState, Move], Move]]] = {
     Reason.TOO_MANY_MOVES: (ONE, _too_many),
     Reason.SOURCE_IS_HEAD: (ONE, _source_head),
     Reason.SOURCE_NOT_RELEASABLE: (ONE, _source_pinned),
+    Reason.REPLICA_SPANS_NODES: (ONE, _spans),
+    Reason.SOURCE_OPTED_OUT: (ONE, _source_opted_out),
+    Reason.SOURCE_NOT_ALIVE: (ONE, _source_drains),
+    Reason.NEW_NODES_NOT_ALLOWED: (ONE, _new_node),
     Reason.NO_SUCH_NODE: (ONE, _no_such_node),
     Reason.SAME_NODE: (ONE, _same_node),
     Reason.DESTINATION_NOT_ALIVE: (ONE, _booting),
@@ -131,8 +155,9 @@ CASES: dict[Reason, tuple[int, Callable[[ClusterState, Move], Move]]] = {
 
 
 def test_every_reason_has_a_case() -> None:
-    """A new reason without a case fails here; min_nodes has a test of its own."""
-    assert set(CASES) | {Reason.ALLOWED, Reason.SOURCE_AT_MIN_NODES} == set(Reason)
+    """A new reason without a case fails here; the bounds of a node type have tests of their own."""
+    bounds = {Reason.SOURCE_AT_MIN_NODES, Reason.TYPE_AT_MAX_NODES}
+    assert set(CASES) | {Reason.ALLOWED} | bounds == set(Reason)
 
 
 @pytest.mark.parametrize("reason", CASES)
@@ -178,7 +203,24 @@ def test_rows_that_are_no_replica(r: int) -> None:
     assert check_move(state, Move(r, 1), LIMITS) == (False, Reason.NO_SUCH_REPLICA)
 
 
-@pytest.mark.parametrize("n", [-1, 5])
+def test_new_nodes_by_type() -> None:
+    """A plain one while there are fewer than five, booting ones counted; a gold one too; labels still decide."""
+    state, move = base()
+    plain, gold = Move(move.replica_idx, 5), Move(move.replica_idx, 6)
+    assert check_move(state, plain, NEW_NODES).allowed
+    assert check_move(state, gold, NEW_NODES).allowed
+    add_node(state, 3, phase=NodePhase.BOOTING)
+    add_node(state, 4)
+    assert check_move(state, plain, NEW_NODES) == (False, Reason.TYPE_AT_MAX_NODES)
+    assert check_move(state, gold, NEW_NODES).allowed
+    state, move = base(GOLDEN)
+    assert check_move(state, Move(move.replica_idx, 5), NEW_NODES).reason is Reason.LABELS_DO_NOT_MATCH
+    assert check_move(state, Move(move.replica_idx, 6), NEW_NODES).allowed
+    state, move = base(FIXED)
+    assert check_move(state, Move(move.replica_idx, 5), NEW_NODES).reason is Reason.DEPLOYMENT_OPTED_OUT
+
+
+@pytest.mark.parametrize("n", [-1, 7])
 def test_rows_that_are_no_node(n: int) -> None:
     """Beyond either end."""
     state, move = base()
@@ -233,59 +275,67 @@ def test_devices_decide_where_the_sum_would_do(d: int, free: tuple[float, ...], 
 def test_masks_forget_what_was_there() -> None:
     """Arrays that are used again, larger than the state: all that is not allowed is 0."""
     state, _ = base()
-    source, destination = masks_of(state)
-    used = np.ones((7, 9), np.float32), np.ones((7, 9), np.float32)
-    move_masks(state.spec.arrays, state.arrays, state.now_s, LIMITS, *used)
-    for fresh, again in zip((source, destination), used, strict=True):
-        np.testing.assert_array_equal(again[:5, :6], fresh)
+    used = np.ones((7, 9), np.float32), np.ones((7, 9), np.float32), np.ones((3, 9), np.float32)
+    move_masks(state.spec.arrays, state.arrays, state.now_s, NEW_NODES, *used)
+    for fresh, again in zip(masks_of(state, NEW_NODES), used, strict=True):
+        np.testing.assert_array_equal(again[: len(fresh), :6], fresh)
         assert again.sum() == fresh.sum() > 0
 
 
-def masks_of(state: ClusterState) -> tuple[np.ndarray, np.ndarray]:
-    """Both masks of a state."""
-    shape = (len(state.arrays.node_type), state.spec.num_deployments)
-    source, destination = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    move_masks(state.spec.arrays, state.arrays, state.now_s, LIMITS, source, destination)
-    return source, destination
+Masks = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def disagreements(state: ClusterState, source: np.ndarray, destination: np.ndarray) -> int:
+def masks_of(state: ClusterState, limits: Limits) -> Masks:
+    """The three masks of a state."""
+    num_deployments = state.spec.num_deployments
+    shape, types = (len(state.arrays.node_type), num_deployments), (len(state.spec.node_types), num_deployments)
+    masks = np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(types, np.float32)
+    move_masks(state.spec.arrays, state.arrays, state.now_s, limits, *masks)
+    return masks
+
+
+def disagreements(state: ClusterState, limits: Limits, masks: Masks) -> int:
     """Moves for which the masks and the verdict differ."""
+    source, destination, new_node = masks
+    may_take = np.concatenate([destination, new_node])
     st, wrong = state.arrays, 0
     allowed_cells = np.zeros_like(source)
     for r in np.flatnonzero(st.replica_node >= 0):
         n, d = st.replica_node[r], st.replica_deployment[r]
-        for m in range(len(st.node_type)):
-            allowed = check_move(state, Move(int(r), m), LIMITS).allowed
-            masked = source[n, d] > 0 and destination[m, d] > 0 and m != n
-            first = movable_replica(state.spec.arrays, st, state.now_s, LIMITS, n, d)
+        for m in range(len(may_take)):
+            allowed = check_move(state, Move(int(r), m), limits).allowed
+            masked = source[n, d] > 0 and may_take[m, d] > 0 and m != n
+            first = movable_replica(state.spec.arrays, st, state.now_s, limits, n, d)
             wrong += allowed and not masked
-            wrong += bool(masked) and not check_move(state, Move(int(first), m), LIMITS).allowed
+            wrong += bool(masked) and not check_move(state, Move(int(first), m), limits).allowed
             allowed_cells[n, d] = max(allowed_cells[n, d], float(allowed))
     return wrong + int((allowed_cells != source).sum())
 
 
-def test_masks_are_the_verdicts() -> None:
-    """Cell by cell, on 300 random states."""
-    num_allowed = 0
+@pytest.mark.parametrize("limits", [LIMITS, NEW_NODES])
+def test_masks_are_the_verdicts(limits: Limits) -> None:
+    """Cell by cell, on 300 random states, new nodes allowed or not."""
+    num_allowed = num_new = 0
     for seed in range(300):
         state = random_state(np.random.default_rng(seed))
-        source, destination = masks_of(state)
-        assert disagreements(state, source, destination) == 0, seed
-        num_allowed += int(source.sum())
+        masks = masks_of(state, limits)
+        assert disagreements(state, limits, masks) == 0, seed
+        num_allowed += int(masks[0].sum())
+        num_new += int(masks[2].sum())
     assert num_allowed > 200
+    assert (num_new > 200) == limits.allow_new_nodes
 
 
 def test_a_broken_mask_is_found() -> None:
-    """The check above can fail: one bit turned in either mask is seen on some state."""
-    found = [0, 0]
+    """The check above can fail: bits turned in any mask are seen on some state."""
+    found = [0, 0, 0]
     for seed in range(60):
         state = random_state(np.random.default_rng(seed))
-        for i in (0, 1):
-            masks = masks_of(state)
+        for i in (0, 1, 2):
+            masks = masks_of(state, NEW_NODES)
             cells = np.argwhere(masks[0] > 0)
             if len(cells):
                 n, d = cells[0]
                 masks[i][(n, d) if i == 0 else (slice(None), d)] = 0.0
-                found[i] += disagreements(state, *masks) > 0
+                found[i] += disagreements(state, NEW_NODES, masks) > 0
     assert min(found) > 10

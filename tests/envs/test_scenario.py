@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from rayfold.envs.cluster import PlacementGroupStrategy
+from rayfold.envs.initial_state import initial_state
 from rayfold.envs.scenario import Scenario, Split, load_scenario
 from rayfold.envs.scenario_file import shipped_scenarios
-from rayfold.envs.simulator import Simulator, initial_state
+from rayfold.envs.simulator import Simulator
 from rayfold.envs.state import NodePhase
+from rayfold.envs.traffic import SLOW_MEAN_S
 from rayfold.errors import InputError
 
 SHARED_TRACES = Path(os.environ.get("RAYFOLD_TRACES", Path(__file__).parents[3] / "shared" / "traces"))
@@ -56,10 +58,11 @@ def test_shipped_scenarios_load_and_sample_without_traces(name: str) -> None:
     assert spec.arrays.fits_type.any(1).all()
     traffic = scenario.sample(np.random.default_rng(0), Split.TRAIN)
     num_steps = round(scenario.horizon_s / spec.settings.substep_s)
-    for rows in (traffic.ongoing, traffic.ongoing_lookback, traffic.ongoing_slow):
-        assert rows.shape == (num_steps, spec.num_deployments)
-        assert np.isfinite(rows).all()
-        assert (rows >= 0).all()
+    assert traffic.num_steps == num_steps
+    assert traffic.ongoing.shape == (traffic.num_before + num_steps, spec.num_deployments)
+    assert traffic.num_before >= traffic.window.max()
+    assert np.isfinite(traffic.ongoing).all()
+    assert (traffic.ongoing >= 0).all()
     assert (traffic.ongoing.mean(0) > 0).any()
 
 
@@ -89,8 +92,10 @@ def test_episodes_stay_within_their_days(tmp_path: Path, split: Split, first_day
     firsts = []
     for seed in range(60):
         traffic = scenario.sample(np.random.default_rng(seed), split)
-        assert traffic.ongoing.shape == (1440, 1)
-        hourly = traffic.ongoing[:, 0].reshape(24, 60).mean(1)  # about the bin number + 1, +- sqrt(338 / 60)
+        assert traffic.num_steps == 1440
+        hourly = (
+            traffic.ongoing[traffic.num_before :, 0].reshape(24, 60).mean(1)
+        )  # about the bin number + 1, +- sqrt(338 / 60)
         first = round(float(np.mean(hourly - np.arange(24))) - 1)
         np.testing.assert_allclose(hourly, first + 1 + np.arange(24), atol=5 * np.sqrt(400 / 60))
         firsts.append(first)
@@ -126,7 +131,7 @@ def test_with_horizon(tmp_path: Path) -> None:
     short = scenario.with_horizon(1200.0)
     assert short.horizon_s == 1200.0
     assert short.spec is scenario.spec
-    assert len(short.sample(np.random.default_rng(0), Split.TRAIN).ongoing) == 20
+    assert short.sample(np.random.default_rng(0), Split.TRAIN).num_steps == 20
     for bad in (0.0, -600.0, 900.0, float("nan"), float("inf")):
         with pytest.raises(InputError, match="multiple of the decision interval 600 s"):
             scenario.with_horizon(bad)
@@ -206,7 +211,7 @@ def test_llm_api_mixes_replica_sizes() -> None:
     assert set(gpus) == {1, 2, 4, 8}
     assert gpus.count(1) > len(gpus) / 2
     strategies = {d.shape.strategy for d in spec.deployments}
-    assert strategies == set(PlacementGroupStrategy)
+    assert strategies == set(PlacementGroupStrategy) - {PlacementGroupStrategy.SPREAD}
     h100_only = [d for d in spec.deployments if d.label_selector]
     assert 0 < len(h100_only) <= 4
 
@@ -232,7 +237,10 @@ def test_low_scale_scales_a_down(seed: int) -> None:
     """A is busy, then quiet: its replicas go from more than five to one, B and C keep theirs."""
     scenario = load_scenario("low_scale")
     traffic = scenario.sample(np.random.default_rng(seed), Split.TRAIN)
-    wanted = np.ceil(traffic.ongoing_slow / scenario.spec.arrays.target_ongoing)
+    level = traffic.slow_mean(scenario.spec.settings.substep_s)
+    weight = 1.0 - np.exp(-scenario.spec.settings.substep_s / SLOW_MEAN_S)
+    slow = [level := level + weight * (row - level) for row in traffic.ongoing[traffic.num_before :]]
+    wanted = np.ceil(np.array(slow) / scenario.spec.arrays.target_ongoing)
     assert wanted[0, 0] > 5
     assert wanted[:, 0].min() == 1
     assert (np.ptp(wanted[:, 1:], axis=0) <= 1).all()

@@ -111,7 +111,7 @@ NAN = float("nan")
         ("deployments.0.autoscaling.initial_replicas", 0, None, "1..8", "0"),
         ("deployments.0.autoscaling.target_ongoing_requests", 0, None, "greater than 0", "0"),
         ("deployments.0.max_ongoing_requests", 1, None, "at least target_ongoing_requests 2", "1"),
-        ("deployments.0.shape.strategy", "SPREAD", None, "'NONE', 'PACK' or 'STRICT_PACK'", "'SPREAD'"),
+        ("deployments.0.shape.strategy", "SPRAED", None, "'NONE', 'PACK', 'SPREAD' or 'STRICT_PACK'", "'SPRAED'"),
         ("deployments.0.requests.generator.kind", "wild", None, "'steady', 'diurnal'", "'wild'"),
         ("deployments.0.requests.generator.mean_rps", -1, None, "greater than or equal to 0", "-1"),
         (

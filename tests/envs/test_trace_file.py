@@ -56,6 +56,8 @@ def test_columns_may_come_in_any_order(tmp_path: Path) -> None:
         ("-600,a,1,1,1\n", 2, "t_s >= 0", "'-600'"),
         ("6e18,a,1,1,1\n", 2, "t_s below 3e+10", "6e18"),
         ("0,,1,1,1\n", 2, "a series_id", "''"),
+        ("0,a,1_0,1,1\n", 2, "a number as requests", "'1_0'"),
+        ("0,a,1e300,1,1\n", 2, "requests >= 0 and <= 1e+15", "'1e300'"),
         ("0,a,1,1\n", 2, "5 fields", "4"),
         ("0,a,1,1,1\n\n600,a,1,1,1\n", 3, "5 fields", "0"),
     ],
@@ -90,11 +92,11 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
         read_trace(_write(tmp_path, ""))
     cut = _write(tmp_path, "0,a,1,1,1\n" * 99, "cut_600s.csv.gz")
     cut.write_bytes(cut.read_bytes()[:-12])
-    with pytest.raises(InputError, match="a readable CSV file"):
+    with pytest.raises(InputError, match="a readable text file"):
         read_trace(cut)
     binary = tmp_path / "bin_600s.csv"
     binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="a readable CSV file"):
+    with pytest.raises(InputError, match="a readable text file"):
         read_trace(binary)
     for name in ("x.csv", "x_0s.csv", "x_600s.txt"):
         with pytest.raises(InputError, match="bin width"):

@@ -60,7 +60,9 @@ def test_burstiness_sets_the_dispersion_of_arrivals() -> None:
 def test_episode_starts_stationary() -> None:
     """The first row has the stationary mean and variance over seeds: no ramp from an empty queue."""
     rates, service_s = np.full((1, 1), 0.02), np.array([1000.0])  # longer than any warm-up
-    first = np.array([_sample(rates, k, num_steps=2, service_s=service_s).ongoing[0, 0] for k in range(800)])
+    samples = [_sample(rates, k, num_steps=2, service_s=service_s) for k in range(800)]
+    assert {s.num_before for s in samples} == {120}
+    first = np.array([s.ongoing[s.num_before, 0] for s in samples])
     assert first.mean() == pytest.approx(20.0, abs=4 * math.sqrt(20.0 / 800))
     assert first.var() == pytest.approx(20.0, rel=0.25)
 
@@ -68,29 +70,45 @@ def test_episode_starts_stationary() -> None:
 def test_rates_follow_their_bins() -> None:
     """Each bin's rate rules its own 600 s, and no other."""
     rates = np.array([[50.0], [0.0], [100.0]])
-    x = _sample(rates, service_s=np.array([1.0])).ongoing[:, 0]
+    traffic = _sample(rates, service_s=np.array([1.0]))
+    x = traffic.ongoing[traffic.num_before :, 0]
+    assert len(x) == traffic.num_steps == 360
     assert x[:120].mean() == pytest.approx(50.0, rel=0.1)
     assert x[130:240].max() == 0
     assert x[245:].mean() == pytest.approx(100.0, rel=0.1)
 
 
 def test_means_agree_with_their_definitions() -> None:
-    """Look-back and slow means, recomputed row by row in plain Python from ``ongoing``."""
-    look_back_s = np.array([5.0, 30.0, 62.0])
-    got = _sample(np.tile([1.0, 3.0, 9.0], (3, 1)), look_back_s=look_back_s)
-    for t in range(20, len(got.ongoing)):
-        for d, rows in enumerate((1, 6, 12)):
-            assert got.ongoing_lookback[t, d] == pytest.approx(got.ongoing[t - rows + 1 : t + 1, d].mean())
-    level = got.ongoing_slow[0].copy()
-    for t in range(1, len(got.ongoing)):
-        level += (1.0 - math.exp(-5.0 / SLOW_MEAN_S)) * (got.ongoing[t] - level)
-        np.testing.assert_allclose(got.ongoing_slow[t], level)
+    """Before the first step, row by row in plain Python: sums of the look-back periods, and the ten-minute mean.
+
+    ``test_dynamics.py`` follows both through the steps.
+    """
+    got = _sample(np.tile([1.0, 3.0, 9.0], (3, 1)), look_back_s=np.array([2.0, 30.0, 62.0]))
+    assert got.window.tolist() == [1, 6, 12]
+    before = got.ongoing[: got.num_before].astype(float)
+    for d, rows in enumerate((1, 6, 12)):
+        assert got.lookback_sum()[d] == sum(before[-1 - i, d] for i in range(rows))
+        weights = [math.exp(-5.0 * i / SLOW_MEAN_S) for i in range(len(before))]
+        mean = sum(w * before[-1 - i, d] for i, w in enumerate(weights)) / sum(weights)
+        assert got.slow_mean(5.0)[d] == pytest.approx(mean)
     np.testing.assert_array_equal(got.tokens_per_ongoing_s, 100.0 / 10.0)
+
+
+def test_steps_that_are_given() -> None:
+    """Before them the load was that of the first one, for as long as any deployment looks back."""
+    steps = np.array([[3.0, 1.0], [4.0, 0.0]])
+    got = Traffic.of_steps(
+        steps, look_back_s=np.array([10.0, 15.0]), step_s=5.0, tokens_per_ongoing_s=np.array([1.0, 2.0])
+    )
+    assert (got.num_before, got.num_steps) == (3, 2)
+    assert got.ongoing.tolist() == [[3.0, 1.0]] * 4 + [[4.0, 0.0]]
+    assert got.lookback_sum().tolist() == [6.0, 3.0]
+    assert got.slow_mean(5.0).tolist() == pytest.approx([3.0, 1.0])
 
 
 def test_slow_mean_starts_at_the_stationary_mean() -> None:
     """It neither starts at zero nor at the first sample."""
-    first = np.array([_sample(np.full((1, 1), 2.0), seed, num_steps=1).ongoing_slow[0, 0] for seed in range(200)])
+    first = np.array([_sample(np.full((1, 1), 2.0), seed, num_steps=1).slow_mean(5.0)[0] for seed in range(200)])
     assert first.mean() == pytest.approx(20.0, rel=0.02)
     assert first.std() < 1.5
 
@@ -99,8 +117,8 @@ def test_same_generator_same_traffic() -> None:
     """Bit-equal for a seed, different for another."""
     rates = np.full((6, 2), 3.0)
     a, b, c = (_sample(rates, seed, burstiness_cv=np.full(2, 2.0)) for seed in (7, 7, 8))
-    for name in ("ongoing", "ongoing_lookback", "ongoing_slow"):
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    np.testing.assert_array_equal(a.ongoing, b.ongoing)
+    assert a.num_before == b.num_before == c.num_before
     assert not np.array_equal(a.ongoing, c.ongoing)
 
 

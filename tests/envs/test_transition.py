@@ -10,7 +10,7 @@ from rayfold.envs.simulator import Simulator
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
 from rayfold.envs.transition import begin_move, cancel_move, free_row, with_move
 from rayfold.errors import ExecutorError
-from tests.envs.clusters import add_node, add_replica, constant_traffic, empty_state, random_state, small_spec
+from tests.envs.clusters import add_node, add_replica, empty_state, random_state, small_spec, varying_traffic
 
 LIMITS = Limits(max_concurrent_moves=3, deployment_cooldown_s=0.0, fence_s=300.0)
 ONE = 0
@@ -28,9 +28,7 @@ def two_nodes(num_replicas: int = 24) -> ClusterState:
 
 def simulator(state: ClusterState, ongoing: list[float]) -> Simulator:
     """A simulator in which the load of ``one`` is given step by step."""
-    traffic = constant_traffic(state.spec, {}, len(ongoing))
-    for array in (traffic.ongoing, traffic.ongoing_lookback, traffic.ongoing_slow):
-        array[:, ONE] = ongoing
+    traffic = varying_traffic(state.spec, {"one": ongoing}, len(ongoing))
     return Simulator(state, traffic, LIMITS, np.random.default_rng(0))
 
 

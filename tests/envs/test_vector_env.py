@@ -80,7 +80,7 @@ def test_one_row_equals_the_scalar_env(scenarios: list[Scenario]) -> None:
         obs, scalar_reward, _, truncated, info = scalar.step(actions[0])
         assert reward[0] == scalar_reward
         assert ends[0] == truncated
-        num_moves += info["moved"]
+        num_moves += info["num_moves"]
     assert num_moves > 0
 
 
@@ -197,7 +197,7 @@ def test_a_layout_that_is_too_small_is_refused(scenarios: list[Scenario]) -> Non
     """Kernels do not check bounds, so a row too few would be written elsewhere."""
     smoke = scenarios[0]
     n, d = smoke.spec.max_nodes, smoke.spec.num_deployments
-    for layout in (ObsLayout(n - 1, d), ObsLayout(n, d - 1)):
-        env = CompactionVectorEnv([smoke], 1, layout=layout, seed=0)
+    t = len(smoke.spec.node_types)
+    for layout in (ObsLayout(n - 1, d, t), ObsLayout(n, d - 1, t), ObsLayout(n, d, t - 1)):
         with pytest.raises(ValueError, match="layout"):
-            env.reset()
+            CompactionVectorEnv([smoke], 1, layout=layout, seed=0)

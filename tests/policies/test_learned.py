@@ -47,7 +47,7 @@ def test_every_move_is_allowed_where_it_is_made(scenario: Scenario, net: Compact
         for move in plan.moves:
             assert check_move(state, move, scenario.limits).allowed
             state = with_move(state, move, scenario.limits)
-            assert episode.act(*episode.to_action(move)).moved
+            assert episode.act(*episode.to_action(move)).num_moves
         truncated = episode.act(NOOP, 0).truncated
     assert longest == scenario.limits.max_concurrent_moves
 
@@ -70,7 +70,7 @@ def test_it_is_the_networks_own_play(scenario: Scenario, net: CompactionNet) -> 
                 source, destination = net.act(by_action.layout.split(obs), greedy=True).actions[0].tolist()
             outcome = by_action.act(source, destination)
             elapsed = outcome.dt_intervals
-            if not outcome.moved:
+            if not outcome.num_moves:
                 break
             played.append((source, destination))
         assert planned == played

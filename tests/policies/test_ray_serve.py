@@ -20,7 +20,7 @@ from rayfold.envs.traffic import Traffic
 from rayfold.policies import ray_serve
 from rayfold.policies.ray_compaction import find_node
 from rayfold.policies.ray_serve import RayServe
-from tests.envs.clusters import add_node, add_replica, constant_traffic, empty_state, small_spec
+from tests.envs.clusters import add_node, add_replica, empty_state, small_spec
 from tests.ray_oracle import compaction
 from tests.ray_oracle.clock import Clock
 from tests.ray_oracle.compaction import RaysManager, agree
@@ -74,8 +74,8 @@ def test_the_comparison_of_nodes_can_fail(monkeypatch: pytest.MonkeyPatch) -> No
     """The last row in place of the first of equal nodes is seen."""
     find: Callable[..., int] = find_node
 
-    def last_of_equals(spec: Any, st: Any) -> int:
-        n = int(find(spec, st))
+    def last_of_equals(spec: Any, st: Any, is_fixed: Any) -> int:
+        n = int(find(spec, st, is_fixed))
         counts = np.bincount(st.replica_node[st.replica_phase == ReplicaPhase.RUNNING], minlength=len(st.node_type))
         alike = (counts == counts[n]) & (st.node_type == st.node_type[n]) & ~st.node_is_head
         return int(np.flatnonzero(alike)[-1]) if n >= 0 else n
@@ -94,12 +94,13 @@ def test_times_are_rays() -> None:
 
 def wavy_traffic(spec: ClusterSpec, num_steps: int) -> Traffic:
     """Load of two deployments that comes and goes, by whole replicas, with calm hours between."""
-    traffic = constant_traffic(spec, {"one": 4.0, "two": 4.0}, num_steps)
+    steps = np.zeros((num_steps, spec.num_deployments))
     hour = np.arange(num_steps) * 5 // 3600
     for d, levels in ((ONE, (11.0, 2.0, 9.0, 1.0)), (TWO, (2.0, 7.0, 1.0, 1.0))):
         level = np.array(levels)[hour % 4]
-        traffic.ongoing[:, d] = traffic.ongoing_lookback[:, d] = traffic.ongoing_slow[:, d] = level
-    return traffic
+        steps[:, d] = level
+    look_back_s = np.full(spec.num_deployments, 5.0)
+    return Traffic.of_steps(steps, look_back_s=look_back_s, step_s=5.0, tokens_per_ongoing_s=np.ones(len(look_back_s)))
 
 
 def test_in_the_simulator_ray_would_do_the_same() -> None:
@@ -230,7 +231,10 @@ def test_live_replicas_are_known_by_their_ids() -> None:
     """A snapshot may give other rows and times to the same replicas; another id on the node is a new replica."""
     state = two_nodes(ONE)
     live = ClusterState(
-        spec=state.spec, now_s=NOW_S, arrays=state.arrays, replica_ids=("a", "b", *[""] * (len(state.arrays[9]) - 2))
+        spec=state.spec,
+        now_s=NOW_S,
+        arrays=state.arrays,
+        replica_ids=("a", "b", *[""] * (len(state.arrays.replica_phase) - 2)),
     )
     policy = RayServe(LIMITS)
     policy.plan(live, rng())

@@ -205,6 +205,8 @@ def _look_back(num_states: int, seed: int, low: int) -> Tally:
                 target, total = rays.decide(num_running)
                 period = np.trim_zeros(np.array(loads[max(0, step + 1 - window) : step + 1], np.float64), "f")
                 expected = float(period.mean()) if len(period) else 0.0
+                if step < window - 1:
+                    means[step] = expected  # no full period yet, and different views of what was before
                 got = own.decide(clock.now_s, expected, num_running)
                 explained += abs(expected - means[step]) > 1e-9
                 if got != target or abs(total - expected) > 1e-9:

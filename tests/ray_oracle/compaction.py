@@ -49,7 +49,7 @@ def find_nodes(num_states: int, seed: int) -> Tally:
         state = random_cluster(draw, gpus=GPU_SHARES, phases=phases)
         with packing(Clock()):
             rays = scheduler_of(state)._find_best_node_to_compact()
-        ours = int(find_node(state.spec.arrays, state.arrays))
+        ours = int(find_node(state.spec.arrays, state.arrays, np.zeros(state.spec.num_deployments, np.bool_)))
         found += rays is not None
         if ours != (-1 if rays is None else node_row(rays)):
             mismatches.append(f"seed {seed}, state {i}: ours {ours}, Ray's {rays}")

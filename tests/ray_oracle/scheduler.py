@@ -132,12 +132,17 @@ def scheduler_of(state: ClusterState) -> RaysScheduler:
         info = scheduler._deployments[key]
         info.actor_resources = Need(as_ray({n: deployment.shape.total(n) for n in state.spec.resource_names}))
         info.label_selector = dict(deployment.label_selector) or None
+        info.fallback_strategy = _fallbacks(deployment)
         info.max_replicas_per_node = deployment.max_replicas_per_node or None
     for r in map(int, np.flatnonzero(st.replica_phase == ReplicaPhase.STARTING)):
         scheduler._on_replica_launching(replica_id(state, r), target_node_id=node_id(st.replica_node[r]))
     for r in map(int, np.flatnonzero(st.replica_phase == ReplicaPhase.RUNNING)):
         scheduler.on_replica_running(replica_id(state, r), node_id(st.replica_node[r]))
     return scheduler
+
+
+def _fallbacks(deployment: Deployment) -> list[dict[str, Any]] | None:
+    return [{"label_selector": dict(selector)} for selector in deployment.label_fallbacks] or None
 
 
 class _ActorClass:
@@ -162,7 +167,11 @@ def request(state: ClusterState, replica: ReplicaID, d: int, chosen: dict[str, A
         replica_id=replica,
         actor_def=actor,
         actor_resources=as_ray({n: deployment.shape.total(n) for n in state.spec.resource_names}),
-        actor_options={"label_selector": dict(deployment.label_selector)} if deployment.label_selector else {},
+        actor_options=(
+            {"label_selector": dict(deployment.label_selector), "fallback_strategy": _fallbacks(deployment)}
+            if deployment.label_selector
+            else {}
+        ),
         actor_init_args=(),
         on_scheduled=lambda handle, placement_group: chosen.__setitem__(replica.unique_id, actor.strategy),
         max_replicas_per_node=deployment.max_replicas_per_node or None,

@@ -56,6 +56,7 @@ def random_spec(draw: np.random.Generator, *, gpus: tuple[float, ...] = (0.0, 1.
             more["max_replicas_per_node"] = int(draw.integers(1, 4))
         if draw.random() < 0.3:
             more["label_selector"] = {"zone": str(draw.choice(["a", "b"]))}
+            more["label_fallbacks"] = [(), ({},), ({"zone": "a"}, {"zone": "b"})][int(draw.integers(3))]
         scaling = AutoscalingConfig(min_replicas=0, max_replicas=30)
         shape = ReplicaShape(bundles=({k: v for k, v in bundle.items() if v > 0},))
         deployments.append(Deployment(name=f"d{d}", shape=shape, autoscaling=scaling, **quick, **more))  # type: ignore[arg-type]

@@ -94,7 +94,9 @@ def test_hand_computed_arrays() -> None:
     assert st.gpu_free[:2].tolist() == [[0.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
     assert not st.node_others.any()
     assert st.node_releasable.all()
-    assert st.replica_gpus.tolist() == [0b001, 0b110]
+    assert st.replica_gpus.tolist() == [[0b001, 0], [0b110, 0]]
+    assert st.node_held.tolist() == [[1, 1], [0, 0], [0, 0]]
+    assert st.node_num_held.tolist() == [2, 0, 0]
     assert st.replica_since_s.tolist() == [NOW_S - 100.0] * 2
     assert st.node_idle_since_s[0] == math.inf
     assert st.node_idle_since_s[1] == NOW_S - 7.0

@@ -76,7 +76,7 @@ def test_evaluation_and_environment_agree() -> None:
     while not truncated:
         for move in policy.plan(episode.simulator.state(), policy_rng).moves:
             outcome = episode.act(*episode.to_action(move))
-            assert outcome.moved
+            assert outcome.num_moves
             total -= outcome.reward_usd
         outcome = episode.act(NOOP, 0)
         total -= outcome.reward_usd

@@ -12,7 +12,7 @@ from rayfold.envs.compaction_env import action_space, flat_observation_space
 from rayfold.envs.layout import NOOP, ObsLayout
 from rayfold.envs.scenario import load_scenario
 from rayfold.envs.vector_env import CompactionVectorEnv
-from rayfold.training.rl_module import CompactionRLModule, space_layout
+from rayfold.training.rl_module import LAYOUT, CompactionRLModule
 
 NETWORK = {"dim": 16, "heads": 2, "layers": 1, "noop_bias": 0.0}
 NUM_ENVS = 8
@@ -32,7 +32,7 @@ def module(env: CompactionVectorEnv) -> Any:
         module_class=CompactionRLModule,
         observation_space=flat_observation_space(env.layout),
         action_space=action_space(env.layout),
-        model_config=NETWORK,
+        model_config=NETWORK | {LAYOUT: list(env.layout)},
     )
     return spec.build()
 
@@ -49,9 +49,11 @@ def real_observations(env: CompactionVectorEnv, module: Any, num_steps: int = 60
     return torch.from_numpy(np.concatenate(seen))
 
 
-def test_layout_comes_from_the_action_space() -> None:
-    """``MultiDiscrete([1 + N * D, N])`` and back."""
-    assert space_layout(action_space(ObsLayout(7, 3))) == ObsLayout(7, 3)
+def test_layout_comes_from_the_configuration(env: CompactionVectorEnv, module: Any) -> None:
+    """The spaces do not tell it: layouts of one length of the observation may differ in N, D and T."""
+    assert module.layout == env.layout
+    inputs = module.get_train_action_dist_cls().required_input_dim(action_space(ObsLayout(7, 3, 2)))
+    assert inputs == (1 + 7 * 3 + 7) + (7 + 2)
 
 
 def test_training_sees_the_log_probabilities_of_sampling(env: CompactionVectorEnv, module: Any) -> None:

@@ -82,7 +82,7 @@ def test_a_useless_free_move_gains_nothing() -> None:
 
 def test_dt_is_read_from_where_the_layout_has_it() -> None:
     """The index in the flat observation is that of ``global[dt_intervals]`` for any layout."""
-    layout = ObsLayout(3, 2)
+    layout = ObsLayout(3, 2, 1)
     flat = np.arange(layout.size, dtype=np.float32)
     assert layout.split(flat)["global"][0] == flat[DT_INDEX]
 

@@ -1,0 +1,134 @@
+"""Many clusters stepped in one call: the kernels behind ``CompactionVectorEnv``.
+
+Dims: B clusters, each of its own size; L length of a table row.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from rayfold.envs.cluster import SpecArrays
+from rayfold.envs.dynamics import Tally
+from rayfold.envs.encoding import EncoderConstants, Parts, encode
+from rayfold.envs.evacuation import Workspace
+from rayfold.envs.hidden import NUM_ENDED, Constants, Hidden
+from rayfold.envs.layout import ObsLayout
+from rayfold.envs.ledger import Entry
+from rayfold.envs.process import ROW, act
+from rayfold.envs.safety import Limits
+from rayfold.envs.state import StateArrays
+from rayfold.envs.views import view
+
+__all__ = ["World", "encode_batch", "step_batch"]
+
+_NODE_USD, _DISRUPTION_USD = int(Entry.NODE_USD), int(Entry.DISRUPTION_USD)
+_UNSERVED_USD, _BOUND_USD = int(Entry.UNSERVED_USD), int(Entry.BOUND_USD)
+
+
+class World(NamedTuple):
+    """Everything that the process of one cluster reads and writes."""
+
+    spec: SpecArrays
+    st: StateArrays
+    hidden: Hidden
+    tally: Tally
+    work: Workspace
+    const: Constants
+    limits: Limits
+    encoder: EncoderConstants
+    layout: ObsLayout
+    steps_per_tick: int
+    clock: NDArray[np.float64]  # (2,) see process.act
+    ongoing: NDArray[np.float32]  # (W + T, D)
+    window: NDArray[np.int64]  # (D,)
+    tokens_per_ongoing_s: NDArray[np.float64]  # (D,)
+    ledger: NDArray[np.float64]  # (len(Entry),)
+
+
+@njit(cache=True, inline="always")
+def _spent_usd(ledger: NDArray[np.float64], bound_weight: float) -> float:
+    bill = ledger[_NODE_USD] + ledger[_DISRUPTION_USD] + ledger[_UNSERVED_USD]
+    return float(bill - bound_weight * ledger[_BOUND_USD])
+
+
+@njit(cache=True, nogil=True)
+def step_batch(
+    prototype: World,
+    parts_prototype: Parts,
+    table: NDArray[np.int64],
+    parts_table: NDArray[np.int64],
+    first: int,
+    end: int,
+    actions: NDArray[np.int64],
+    is_skipped: NDArray[np.bool_],
+    is_encoded: bool,
+    bound_weight: float,
+    scale: NDArray[np.float64],
+    reward: NDArray[np.float64],
+    truncated: NDArray[np.bool_],
+) -> None:
+    """One action in each of the clusters ``first`` to ``end``.
+
+    Args:
+        prototype: Any of the worlds.
+        parts_prototype: Any of the observations.
+        table: ``(B, L)`` rows of the worlds.
+        parts_table: ``(B, L')`` rows of the observations, which are zero and are written.
+        first: First cluster.
+        end: After the last one.
+        actions: ``(B, 2)``.
+        is_skipped: ``(B,)`` clusters to leave alone.
+        is_encoded: Whether to write the observations.
+        bound_weight: Share of the lower bound to add to the reward.
+        scale: ``(B,)`` reward per US dollar.
+        reward: ``(B,)``, written.
+        truncated: ``(B,)``, written.
+    """
+    for b in range(first, end):
+        if is_skipped[b]:
+            continue
+        w = view(prototype, table[b])
+        before = _spent_usd(w.ledger, bound_weight)
+        moves = act(
+            w.spec,
+            w.st,
+            w.hidden,
+            w.tally,
+            w.const,
+            w.limits,
+            w.layout,
+            actions[b, 0],
+            actions[b, 1],
+            w.steps_per_tick,
+            w.clock,
+            w.ongoing,
+            w.window,
+            w.tokens_per_ongoing_s,
+            w.work,
+            w.ledger,
+        )
+        w.hidden.counters[NUM_ENDED] = 0  # nobody asks for single moves here
+        reward[b] = (before - _spent_usd(w.ledger, bound_weight)) * scale[b]
+        truncated[b] = w.ongoing.shape[0] - int(w.clock[ROW]) < w.steps_per_tick
+        if is_encoded:
+            dt_intervals = 0.0 if moves > 0 else 1.0
+            parts = view(parts_prototype, parts_table[b])
+            encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, dt_intervals, w.work, parts)
+
+
+@njit(cache=True, nogil=True)
+def encode_batch(
+    prototype: World,
+    parts_prototype: Parts,
+    table: NDArray[np.int64],
+    parts_table: NDArray[np.int64],
+    is_skipped: NDArray[np.bool_],
+) -> None:
+    """Writes the first observation of an episode in each of the clusters that are not skipped."""
+    for b in range(table.shape[0]):
+        if not is_skipped[b]:
+            w = view(prototype, table[b])
+            parts = view(parts_prototype, parts_table[b])
+            encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, 0.0, w.work, parts)

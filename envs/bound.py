@@ -1,0 +1,40 @@
+"""A lower bound on the hourly price of the nodes that the present replicas need. Dims: D deployments, K resources."""
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from rayfold.envs.cluster import SpecArrays
+from rayfold.envs.state import ReplicaPhase, StateArrays
+
+__all__ = ["bound_of", "bound_usd_per_h"]
+
+_PENDING, _RUNNING = int(ReplicaPhase.PENDING), int(ReplicaPhase.RUNNING)
+
+
+@njit(cache=True)
+def bound_of(spec: SpecArrays, live: NDArray[np.int64]) -> float:
+    """Least price per hour of nodes that could hold ``live`` ``(D,)`` replicas.
+
+    For each resource: every replica pays for its share at the cheapest unit price among the types it fits; the
+    dearest resource is a valid bound, since each alone is a relaxation of vector bin packing.
+    """
+    best = 0.0
+    for k in range(spec.demand.shape[1]):
+        total = 0.0
+        for d in range(live.shape[0]):
+            total += live[d] * spec.bound_usd_per_h[d, k]
+        best = max(best, total)
+    return best
+
+
+@njit(cache=True)
+def bound_usd_per_h(spec: SpecArrays, st: StateArrays) -> float:
+    """``bound_of`` the replicas of a state; of a move only one side counts."""
+    live = np.zeros(spec.demand.shape[0], np.int64)
+    for r in range(st.replica_phase.shape[0]):
+        phase = st.replica_phase[r]
+        is_replacement = st.replica_peer[r] >= 0 and phase != _RUNNING
+        if phase >= _PENDING and phase <= _RUNNING and not is_replacement:
+            live[st.replica_deployment[r]] += 1
+    return bound_of(spec, live)
