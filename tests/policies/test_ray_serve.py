@@ -230,7 +230,7 @@ def test_live_replicas_are_known_by_their_ids() -> None:
     """A snapshot may give other rows and times to the same replicas; another id on the node is a new replica."""
     state = two_nodes(ONE)
     live = ClusterState(
-        spec=state.spec, now_s=NOW_S, arrays=state.arrays, replica_ids=("a", "b", *[""] * (len(state.arrays[9]) - 2))
+        spec=state.spec, now_s=NOW_S, arrays=state.arrays, replica_ids=("a", "b", *[""] * (len(state.arrays.replica_phase) - 2))
     )
     policy = RayServe(LIMITS)
     policy.plan(live, rng())
