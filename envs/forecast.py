@@ -22,6 +22,7 @@ standard deviation at every lead is the fitted ``noise[h]``. Deployments are dra
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +105,18 @@ class Forecaster:
         return rates
 
 
+class _History(NamedTuple):
+    """A history in z, and what the other days say of each day."""
+
+    z: NDArray[np.float64]  # (B, D)
+    level: NDArray[np.float64]  # (B, D) z of the mean rate over the last ten minutes
+    slots: NDArray[np.int64]  # (B,)
+    days: NDArray[np.int64]  # (B,) row in the two below
+    mean_without: NDArray[np.float64]  # (days, D) overall mean without that day
+    shape_without: NDArray[np.float64]  # (days, S, D) profile minus that mean, both without that day
+    leads: NDArray[np.int64]  # leads at which errors are measured
+
+
 def fit_forecaster(rates_rps: NDArray[np.float64], bin_s: float, *, start_s: float = 0.0) -> Forecaster:
     """Learns a forecaster. Less than a day of history gives a flat profile.
 
@@ -118,33 +131,71 @@ def fit_forecaster(rates_rps: NDArray[np.float64], bin_s: float, *, start_s: flo
     if rates_rps.ndim != 2 or len(rates_rps) < 1 or not np.isfinite(rates_rps).all() or (rates_rps < 0).any():
         raise ValueError(f"rates must be (B >= 1, D), finite and >= 0, got {rates_rps.shape}")
     shift = np.maximum(_SHIFT_FRAC * rates_rps.mean(axis=0), _MIN_SHIFT_RPS)
-    z, times_s = np.log1p(rates_rps / shift), start_s + (np.arange(len(rates_rps)) + 0.5) * bin_s
-    num_slots = max(1, round(_DAY_S / bin_s)) if len(rates_rps) * bin_s >= _DAY_S else 1
-    slots = _slots(times_s, num_slots)
-    shape = _smooth(_means(z, slots, num_slots), bin_s)
-    others = _profile_of_other_days(z, slots, np.floor(times_s / _DAY_S).astype(np.int64), num_slots, bin_s)
-    leads = _leads(len(z), bin_s)
-    overall, level = z.mean(axis=0), _level(rates_rps, shift, bin_s)
-    num_deployments = z.shape[1]
-    best = np.full(num_deployments, np.inf)
-    weight, decay_s = np.ones(num_deployments), np.full(num_deployments, _UNKNOWN_DECAY_S)
-    for w in _WEIGHTS:
-        profile = overall + w * (others - overall)
-        for candidate_s in _DECAYS_S:
-            error = _errors(z, level, profile, leads, np.exp(-leads * bin_s / candidate_s)[:, None]).mean(axis=0)
-            better = error < best - 1e-12
-            best, weight, decay_s = (
-                np.where(better, new, old) for new, old in ((error, best), (w, weight), (candidate_s, decay_s))
-            )
-    fitted = overall + weight * (others - overall)
-    errors = _errors(z, level, fitted, leads, np.exp(-leads[:, None] * bin_s / decay_s))
+    history = _read(rates_rps, shift, bin_s, start_s)
+    weight, decay_s, squares = _choose(history, bin_s)
+    num_slots = history.shape_without.shape[1]
+    overall = history.z.mean(axis=0)
+    shape = _smooth(_means(history.z, history.slots, num_slots), bin_s) - overall
     return Forecaster(
         bin_s=bin_s,
-        profile=overall + weight * (shape - overall),
+        profile=overall + weight * shape,
         shift_rps=shift,
         decay_s=decay_s,
-        noise=_noise_by_lead(leads, errors, has_traffic=rates_rps.any(axis=0)),
+        noise=_noise_by_lead(history.leads, squares, has_traffic=rates_rps.any(axis=0)),
     )
+
+
+def _read(rates_rps: NDArray[np.float64], shift: NDArray[np.float64], bin_s: float, start_s: float) -> _History:
+    num_bins, num_deployments = rates_rps.shape
+    times_s = start_s + (np.arange(num_bins) + 0.5) * bin_s
+    num_slots = max(1, round(_DAY_S / bin_s)) if num_bins * bin_s >= _DAY_S else 1
+    z, slots = np.log1p(rates_rps / shift), _slots(times_s, num_slots)
+    _, days = np.unique(np.floor(times_s / _DAY_S), return_inverse=True)
+    num_days = int(days.max()) + 1 if num_slots > 1 else 1
+    days = days.astype(np.int64) if num_slots > 1 else np.zeros(num_bins, np.int64)
+    mean_without = np.tile(z.mean(axis=0), (num_days, 1))
+    shape_without = np.zeros((num_days, num_slots, num_deployments))
+    for day in range(num_days if num_days > 1 else 0):
+        rest = days != day
+        mean_without[day] = z[rest].mean(axis=0)
+        shape_without[day] = _smooth(_means(z[rest], slots[rest], num_slots), bin_s) - mean_without[day]
+    longest = min(round(_MAX_LEAD_S / bin_s), num_bins // 2)
+    leads = np.unique(np.rint(np.geomspace(1, max(1, longest), _NUM_LEADS)).astype(np.int64))
+    return _History(
+        z, _level(rates_rps, shift, bin_s), slots, days, mean_without, shape_without, leads if longest else leads[:0]
+    )
+
+
+def _choose(history: _History, bin_s: float) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Weight of the profile ``(D,)`` and decay ``(D,)`` of least absolute error, mean squares of it ``(leads, D)``.
+
+    Squared errors would let one jump of a history outvote all its calm days.
+    """
+    num_deployments, leads = history.z.shape[1], history.leads
+    best = np.full(num_deployments, np.inf)
+    weight, decay_s = np.ones(num_deployments), np.full(num_deployments, _UNKNOWN_DECAY_S)
+    squares = np.zeros((len(leads), num_deployments))
+    for w in _WEIGHTS if len(leads) else ():
+        pairs = [_deviations(history, int(h), w) for h in leads]
+        for candidate_s in _DECAYS_S:
+            fading = np.exp(-leads * bin_s / candidate_s)
+            errors = [y - f * x for (x, y), f in zip(pairs, fading, strict=True)]
+            error = np.mean([np.abs(e).mean(axis=0) for e in errors], axis=0)
+            better = error < best - 1e-9
+            best = np.where(better, error, best)
+            weight, decay_s = np.where(better, w, weight), np.where(better, candidate_s, decay_s)
+            squares = np.where(better, [(e * e).mean(axis=0) for e in errors], squares)
+    return weight, decay_s, squares
+
+
+def _deviations(history: _History, h: int, weight: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Deviation now and ``h`` bins later, ``(B - h, D)`` each.
+
+    Both are taken from the profile without the day of the later one, so that nothing jumps where a day ends.
+    """
+    z, level, slots, day = history.z[h:], history.level[:-h], history.slots, history.days[h:]
+    mean, shape = history.mean_without[day], history.shape_without
+    return level - mean - weight * shape[day, slots[:-h]], z - mean - weight * shape[day, slots[h:]]
 
 
 def _slots(times_s: NDArray[np.float64], num_slots: int) -> NDArray[np.int64]:
@@ -173,22 +224,6 @@ def _smooth(profile: NDArray[np.float64], bin_s: float) -> NDArray[np.float64]:
     return mean
 
 
-def _profile_of_other_days(
-    z: NDArray[np.float64], slots: NDArray[np.int64], days: NDArray[np.int64], num_slots: int, bin_s: float
-) -> NDArray[np.float64]:
-    """``(B, D)`` for each bin, the profile that the other days give at its time of day."""
-    out = np.empty_like(z)
-    for day in np.unique(days) if num_slots > 1 else ():
-        own = days == day
-        rest = ~own
-        if rest.any():
-            profile = _means(z[rest], slots[rest], num_slots)
-            out[own] = _smooth(profile, bin_s)[slots[own]]
-        else:
-            out[own] = z.mean(axis=0)
-    return out if num_slots > 1 else np.broadcast_to(z.mean(axis=0), z.shape).copy()
-
-
 def _level(rates_rps: NDArray[np.float64], shift_rps: NDArray[np.float64], bin_s: float) -> NDArray[np.float64]:
     """``(B, D)`` z of the mean rate over the last ten minutes, fewer at the top."""
     total = np.vstack([np.zeros(rates_rps.shape[1]), np.cumsum(rates_rps, axis=0)])
@@ -196,31 +231,6 @@ def _level(rates_rps: NDArray[np.float64], shift_rps: NDArray[np.float64], bin_s
     first = np.maximum(0, last - max(1, round(_LEVEL_S / bin_s)))
     mean = (total[last] - total[first]) / (last - first)[:, None]
     return np.log1p(np.maximum(mean, 0.0) / shift_rps)
-
-
-def _leads(num_bins: int, bin_s: float) -> NDArray[np.int64]:
-    """Leads in bins at which errors are measured: 1 to four hours, but at most half of the history."""
-    longest = min(round(_MAX_LEAD_S / bin_s), num_bins // 2)
-    return (
-        np.unique(np.rint(np.geomspace(1, max(1, longest), _NUM_LEADS)).astype(np.int64))
-        if longest
-        else np.empty(0, np.int64)
-    )
-
-
-def _errors(
-    z: NDArray[np.float64],
-    level: NDArray[np.float64],
-    profile: NDArray[np.float64],
-    leads: NDArray[np.int64],
-    fading: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """``(len(leads), D)`` mean squared error of the forecast in z."""
-    deviation, rest = level - profile, z - profile
-    errors = [
-        np.mean((rest[h:] - f * deviation[: len(z) - h]) ** 2, axis=0) for h, f in zip(leads, fading, strict=True)
-    ]
-    return np.array(errors) if errors else np.zeros((1, z.shape[1]))
 
 
 def _noise_by_lead(
