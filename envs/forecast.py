@@ -22,7 +22,7 @@ standard deviation at every lead is the fitted ``noise[h]``. Deployments are dra
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,7 +141,7 @@ def fit_forecaster(rates_rps: NDArray[np.float64], bin_s: float, *, start_s: flo
         profile=overall + weight * shape,
         shift_rps=shift,
         decay_s=decay_s,
-        noise=_noise_by_lead(history.leads, squares, has_traffic=rates_rps.any(axis=0)),
+        noise=_noise_by_lead(history.leads, squares, has_traffic=rates_rps.max(axis=0) > 0.0),
     )
 
 
@@ -198,7 +198,7 @@ def _deviations(history: _History, h: int, weight: float) -> tuple[NDArray[np.fl
     return level - mean - weight * shape[day, slots[:-h]], z - mean - weight * shape[day, slots[h:]]
 
 
-def _slots(times_s: NDArray[np.float64], num_slots: int) -> NDArray[np.int64]:
+def _slots(times_s: NDArray[np.floating[Any]], num_slots: int) -> NDArray[np.int64]:
     """Slot of the day that each time lies in."""
     return np.floor(times_s % _DAY_S / _DAY_S * num_slots).astype(np.int64) % num_slots
 

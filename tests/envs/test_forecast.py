@@ -1,6 +1,7 @@
 """The forecaster: profiles by hand, known truths recovered, bands that hold what they promise."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from rayfold.envs.forecast import fit_forecaster
 HOUR_S, DAY_S = 3600.0, 86400.0
 
 
-def sinusoid(times_s: NDArray[np.float64]) -> NDArray[np.float64]:
+def sinusoid(times_s: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """10 requests a second at midnight and noon, 16 at 06:00, 4 at 18:00."""
-    return 10.0 + 6.0 * np.sin(2.0 * math.pi * times_s / DAY_S)
+    return np.asarray(10.0 + 6.0 * np.sin(2.0 * math.pi * times_s / DAY_S), np.float64)
 
 
 def test_profile_by_hand() -> None:
