@@ -200,7 +200,7 @@ def _deviations(history: _History, h: int, weight: float) -> tuple[NDArray[np.fl
 
 def _slots(times_s: NDArray[np.floating[Any]], num_slots: int) -> NDArray[np.int64]:
     """Slot of the day that each time lies in."""
-    return np.floor(times_s % _DAY_S / _DAY_S * num_slots).astype(np.int64) % num_slots
+    return np.asarray(np.floor(times_s % _DAY_S / _DAY_S * num_slots).astype(np.int64) % num_slots, np.int64)
 
 
 def _sums(z: NDArray[np.float64], slots: NDArray[np.int64], num_slots: int) -> NDArray[np.float64]:

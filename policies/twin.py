@@ -1,0 +1,93 @@
+"""The digital twin: a cluster's state rolled forward under a policy and several traffic futures.
+
+Every policy meets the same futures with the same draws of the simulator (common random numbers), so that differences
+between policies are taken future by future and are known far better than the bills themselves.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rayfold.envs.ledger import Ledger
+from rayfold.envs.safety import Limits
+from rayfold.envs.simulator import Simulator
+from rayfold.envs.state import ClusterState
+from rayfold.envs.traffic import Traffic
+from rayfold.policies.interval import Interval95, interval95
+from rayfold.policies.protocol import Policy
+from rayfold.policies.rollout import Rollout, roll_out
+
+__all__ = ["TwinResult", "compare", "roll_forward"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TwinResult:
+    """One policy on every future."""
+
+    ledgers: tuple[Ledger, ...]  # one per future
+    num_refused: tuple[int, ...]  # moves that the safety filter did not allow, per future
+
+    @property
+    def cost_usd(self) -> Interval95:
+        """The whole bill."""
+        return interval95([ledger.cost_usd for ledger in self.ledgers])
+
+    def summary(self) -> dict[str, Interval95]:
+        """Every figure of the ledger by name: ``cost_usd, node_h, moves, undone_moves, unserved_replica_h, ...``."""
+        metrics = [ledger.metrics() for ledger in self.ledgers]
+        return {name: interval95([m[name] for m in metrics]) for name in metrics[0]}
+
+    def cost_above(self, other: "TwinResult") -> Interval95:
+        """Bill minus the bill of ``other`` on the same futures, in US dollars."""
+        pairs = zip(self.ledgers, other.ledgers, strict=True)
+        return interval95([mine.cost_usd - theirs.cost_usd for mine, theirs in pairs])
+
+
+def compare(
+    state: ClusterState,
+    policies: Mapping[str, Policy],
+    traffics: Iterable[Traffic],
+    limits: Limits,
+    rng: np.random.Generator,
+) -> dict[str, TwinResult]:
+    """Rolls every policy forward on every future.
+
+    Args:
+        state: Where to start, simulated or live; not changed.
+        policies: By name; each is reset before each future.
+        traffics: The futures, from ``state.now_s`` on; used one by one.
+        limits: Of the safety filter.
+        rng: One number is taken from it per future.
+
+    Raises:
+        ValueError: There are no futures.
+    """
+    start = _without_unborn_replacements(state)
+    done: dict[str, list[Rollout]] = {name: [] for name in policies}
+    for traffic in traffics:
+        seed = int(rng.integers(2**63))
+        for name, policy in policies.items():
+            simulator_rng, policy_rng = np.random.default_rng(seed).spawn(2)
+            policy.reset()
+            done[name].append(roll_out(Simulator(start, traffic, limits, simulator_rng), policy, policy_rng))
+    if not all(done.values()):
+        raise ValueError("at least one future is needed")
+    return {
+        name: TwinResult(ledgers=tuple(r.ledger for r in runs), num_refused=tuple(r.num_refused for r in runs))
+        for name, runs in done.items()
+    }
+
+
+def roll_forward(
+    state: ClusterState, policy: Policy, traffics: Iterable[Traffic], limits: Limits, rng: np.random.Generator
+) -> TwinResult:
+    """One policy on every future; see ``compare``. Equal futures and generators give equal draws to any policy."""
+    return compare(state, {policy.name: policy}, traffics, limits, rng)[policy.name]
+
+
+def _without_unborn_replacements(state: ClusterState) -> ClusterState:
+    """A live move whose replacement does not exist yet links a replica to itself; the simulator begins without it."""
+    peer = state.arrays.replica_peer
+    unborn = peer == np.arange(len(peer))
+    return replace(state, arrays=state.arrays._replace(replica_peer=np.where(unborn, -1, peer)))
