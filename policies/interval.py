@@ -18,6 +18,10 @@ class Interval95:
     mean: float
     ci95: float
 
+    def as_json(self) -> dict[str, float | None]:
+        """JSON has no NaN: null."""
+        return {"mean": self.mean, "ci95": None if math.isnan(self.ci95) else self.ci95}
+
 
 def interval95(values: Sequence[float] | NDArray[np.float64]) -> Interval95:
     """Mean and half-width of the 95 % confidence interval; one value tells nothing of the half-width: NaN."""

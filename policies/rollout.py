@@ -41,9 +41,16 @@ def roll_out(
         policy: As it is: reset it first.
         rng: Of the policy.
         clock: Measures the time to plan.
+
+    Raises:
+        ValueError: The simulator step does not divide the decision interval.
     """
     settings = sim.spec.settings
     steps = round(settings.decision_interval_s / settings.substep_s)
+    if steps < 1 or abs(steps * settings.substep_s - settings.decision_interval_s) > 1e-6:
+        raise ValueError(
+            f"steps of {settings.substep_s:g} s do not divide a tick of {settings.decision_interval_s:g} s"
+        )
     time_s, nodes, latency_s, refused = [], [], [], 0
     while sim.num_steps_left >= steps:
         state = sim.state()

@@ -4,6 +4,7 @@ Every policy meets the same futures with the same draws of the simulator (common
 between policies are taken future by future and are known far better than the bills themselves.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,7 @@ from rayfold.policies.interval import Interval95, interval95
 from rayfold.policies.protocol import Policy
 from rayfold.policies.rollout import Rollout, roll_out
 
-__all__ = ["TwinResult", "compare", "roll_forward"]
+__all__ = ["TwinResult", "compare", "roll_forward", "startable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,22 @@ class TwinResult:
         return interval95([mine.cost_usd - theirs.cost_usd for mine, theirs in pairs])
 
 
+def startable(state: ClusterState) -> ClusterState:
+    """A live state as the simulator can take it; a simulated one comes back equal.
+
+    A live move whose replacement does not exist yet links a replica to itself: the simulator begins without it. The
+    simulator step is shortened where it does not divide the decision interval.
+    """
+    peer, settings = state.arrays.replica_peer, state.spec.settings
+    unborn = peer == np.arange(len(peer))
+    step_s = settings.decision_interval_s / math.ceil(settings.decision_interval_s / settings.substep_s - 1e-9)
+    return replace(
+        state,
+        spec=replace(state.spec, settings=replace(settings, substep_s=step_s)),
+        arrays=state.arrays._replace(replica_peer=np.where(unborn, -1, peer)),
+    )
+
+
 def compare(
     state: ClusterState,
     policies: Mapping[str, Policy],
@@ -54,23 +71,22 @@ def compare(
     """Rolls every policy forward on every future.
 
     Args:
-        state: Where to start, simulated or live; not changed.
+        state: Where to start, not changed; a live one as ``startable`` gives it.
         policies: By name; each is reset before each future.
         traffics: The futures, from ``state.now_s`` on; used one by one.
         limits: Of the safety filter.
         rng: One number is taken from it per future.
 
     Raises:
-        ValueError: There are no futures.
+        ValueError: There are no futures, or the simulator step does not divide the decision interval.
     """
-    start = _without_unborn_replacements(state)
     done: dict[str, list[Rollout]] = {name: [] for name in policies}
     for traffic in traffics:
         seed = int(rng.integers(2**63))
         for name, policy in policies.items():
             simulator_rng, policy_rng = np.random.default_rng(seed).spawn(2)
             policy.reset()
-            done[name].append(roll_out(Simulator(start, traffic, limits, simulator_rng), policy, policy_rng))
+            done[name].append(roll_out(Simulator(state, traffic, limits, simulator_rng), policy, policy_rng))
     if not all(done.values()):
         raise ValueError("at least one future is needed")
     return {
@@ -84,10 +100,3 @@ def roll_forward(
 ) -> TwinResult:
     """One policy on every future; see ``compare``. Equal futures and generators give equal draws to any policy."""
     return compare(state, {policy.name: policy}, traffics, limits, rng)[policy.name]
-
-
-def _without_unborn_replacements(state: ClusterState) -> ClusterState:
-    """A live move whose replacement does not exist yet links a replica to itself; the simulator begins without it."""
-    peer = state.arrays.replica_peer
-    unborn = peer == np.arange(len(peer))
-    return replace(state, arrays=state.arrays._replace(replica_peer=np.where(unborn, -1, peer)))

@@ -4,7 +4,6 @@ An episode is fixed by its seed: traffic, initial placement and simulator draw f
 all policies face the same arrivals, and differences between policies are taken pair by pair.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,10 +65,7 @@ class Evaluation:
         """The content of ``rayfold evaluate --json``."""
 
         def plain(values: Mapping[str, Interval95]) -> dict[str, dict[str, float | None]]:
-            return {
-                key: {"mean": value.mean, "ci95": None if math.isnan(value.ci95) else value.ci95}
-                for key, value in values.items()
-            }
+            return {key: value.as_json() for key, value in values.items()}
 
         return {
             "scenario": self.scenario.name,

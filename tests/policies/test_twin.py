@@ -20,7 +20,7 @@ from rayfold.policies.best_fit import BestFit
 from rayfold.policies.interval import interval95
 from rayfold.policies.none import NoMoves
 from rayfold.policies.protocol import Policy
-from rayfold.policies.twin import compare, roll_forward
+from rayfold.policies.twin import compare, roll_forward, startable
 from tests.envs.clusters import add_node, add_replica, constant_traffic, empty_state, small_spec
 
 
@@ -188,13 +188,27 @@ def test_live_state_starts_the_simulator(tmp_path: Path) -> None:
     state.arrays.replica_peer[rows[0]] = rows[0]
     state = replace(state, node_ids=("a", "b"), replica_ids=("r0", "r1", "r2"))
     state.save(tmp_path / "live.npz")
-    loaded = ClusterState.load(tmp_path / "live.npz")
+    loaded = startable(ClusterState.load(tmp_path / "live.npz"))
     traffic = constant_traffic(spec, {"one": 4.0, "two": 2.0}, 360)
     result = roll_forward(loaded, BestFit(Limits()), [traffic], Limits(), np.random.default_rng(0))
     assert result.ledgers[0][Entry.ELAPSED_S] == 1800.0
     assert result.cost_usd.mean > 0.0
     assert math.isnan(result.cost_usd.ci95)
-    assert loaded.arrays.replica_peer[rows[0]] == rows[0]  # the state itself is left as it was
+    assert loaded.arrays.replica_peer.tolist() == [-1, -1, -1]
+    assert state.arrays.replica_peer[rows[0]] == rows[0]  # the state itself is left as it was
+
+
+@pytest.mark.parametrize(("interval_s", "step_s"), [(60.0, 5.0), (2.0, 2.0), (12.0, 4.0), (5.0, 5.0)])
+def test_step_divides_the_tick(interval_s: float, step_s: float) -> None:
+    """A live decider may tick as it likes: the step is shortened to fit, and what does not fit is refused."""
+    spec = small_spec()
+    spec = replace(spec, settings=replace(spec.settings, decision_interval_s=interval_s, substep_s=5.0))
+    state = startable(empty_state(spec))
+    assert state.spec.settings.substep_s == pytest.approx(step_s)
+    assert startable(state).digest() == state.digest()
+    misfit = replace(state, spec=replace(spec, settings=replace(spec.settings, substep_s=interval_s * 0.7)))
+    with pytest.raises(ValueError, match="do not divide"):
+        roll_forward(misfit, NoMoves(), [constant_traffic(spec, {}, 9)], Limits(), np.random.default_rng(0))
 
 
 def test_no_future_is_refused() -> None:
