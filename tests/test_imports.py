@@ -14,7 +14,7 @@ ROOMS = {
     "training": {"envs", "policies"},
     "serving": {"envs", "policies"},
 }
-ENTRY_POINTS = {"cli", "demo"}  # the only modules that may import ``training`` and ``serving``
+ENTRY_POINTS = {"cli", "cli_simulate", "demo"}  # the only modules that may import ``training`` and ``serving``
 LIBRARIES = {
     "envs": {"gymnasium", "numba", "numpy", "pydantic", "yaml"},
     "policies": {"numpy", "pydantic", "safetensors", "scipy", "torch"},
@@ -90,7 +90,7 @@ def test_lazy_library_is_loaded_on_use_only(file: str, library: str) -> None:
 
 
 def test_only_the_entry_points_import_training_and_serving() -> None:
-    """``cli`` and ``demo`` tie the rooms together, no other module of the package does."""
+    """``cli``, ``cli_simulate`` and ``demo`` tie the rooms together, no other module of the package does."""
     files = sorted(SOURCE.glob("*.py"))
     assert {"cli", "cli_checks", "demo", "errors", "__init__"} <= {file.stem for file in files}
     found = {file.name: violations("", file.read_text(), file.stem) for file in files}
