@@ -13,7 +13,7 @@ import numpy as np
 from rayfold.envs.ledger import Ledger
 from rayfold.envs.safety import Limits
 from rayfold.envs.simulator import Simulator
-from rayfold.envs.state import ClusterState
+from rayfold.envs.state import ClusterState, ReplicaPhase
 from rayfold.envs.traffic import Traffic
 from rayfold.policies.interval import Interval95, interval95
 from rayfold.policies.protocol import Policy
@@ -48,16 +48,23 @@ class TwinResult:
 def startable(state: ClusterState) -> ClusterState:
     """A live state as the simulator can take it; a simulated one comes back equal.
 
-    A live move whose replacement does not exist yet links a replica to itself: the simulator begins without it. The
-    simulator step is shortened where it does not divide the decision interval.
+    A live move whose replacement does not exist yet links a replica to itself: the simulator begins without it, and
+    without replicas whose node has just gone. Its step is shortened where it does not divide the decision interval.
     """
-    peer, settings = state.arrays.replica_peer, state.spec.settings
-    unborn = peer == np.arange(len(peer))
+    st, settings = state.arrays, state.spec.settings
+    holds = np.isin(st.replica_phase, (ReplicaPhase.STARTING, ReplicaPhase.RUNNING, ReplicaPhase.STOPPING))
+    gone = holds & (st.replica_node < 0)
+    peer = st.replica_peer
+    is_linked = (peer >= 0) & (peer != np.arange(len(peer))) & ~gone & ~gone[peer]
     step_s = settings.decision_interval_s / math.ceil(settings.decision_interval_s / settings.substep_s - 1e-9)
     return replace(
         state,
         spec=replace(state.spec, settings=replace(settings, substep_s=step_s)),
-        arrays=state.arrays._replace(replica_peer=np.where(unborn, -1, peer)),
+        arrays=st._replace(
+            replica_phase=np.where(gone, int(ReplicaPhase.EMPTY), st.replica_phase),
+            replica_deployment=np.where(gone, -1, st.replica_deployment),
+            replica_peer=np.where(is_linked, peer, -1),
+        ),
     )
 
 

@@ -20,10 +20,12 @@ __all__ = ["app"]
 
 app = typer.Typer()
 
-# Column: metric, heading, digits. Never a saving without moves, undone moves and unserved demand beside it.
-_COLUMNS = (
+# Metric, heading, digits. Never a saving without moves, undone moves and unserved demand beside it.
+_FIGURES = (
     ("cost_usd", "cost USD", 2),
     ("node_usd", "nodes USD", 2),
+    ("disruption_usd", "moves USD", 2),
+    ("unserved_usd", "unserved USD", 2),
     ("node_h", "node-h", 2),
     ("moves", "moves", 1),
     ("undone_moves", "undone", 1),
@@ -58,6 +60,7 @@ def simulate(
     from rayfold.envs.futures import fit_traffic, sample_futures
     from rayfold.envs.scenario import load_scenario
     from rayfold.envs.state import ClusterState
+    from rayfold.envs.state_check import check_state
     from rayfold.policies.by_name import make_policy
     from rayfold.policies.twin import compare, startable
     from rayfold.training.report import write_json
@@ -65,7 +68,9 @@ def simulate(
     if not 0.0 < hours <= MAX_HORIZON_H:
         raise InputError("--hours", f"more than 0 and at most {MAX_HORIZON_H:g} hours", f"{hours:g}")
     clock_s = _clock_s(time_of_day)
-    state = startable(ClusterState.load(from_state))
+    read = ClusterState.load(from_state)
+    check_state(read, str(from_state))
+    state = startable(read)
     loaded = load_scenario(scenario, traces_dir(traces), synthetic=synthetic)
     chosen = {name: make_policy(name, loaded.limits) for name in names(policy)}
     if not chosen:
@@ -126,15 +131,17 @@ def _cell(value: "Interval95", digits: int) -> str:
 
 
 def _table(results: "dict[str, TwinResult]", title: str) -> "Table":
-    from rich.table import Table
+    """Figures down, policies across: names of policies are few, figures are many."""
+    from rich.table import Column, Table
 
     first = next(iter(results))
-    against = (f"cost above {first}, USD",) if len(results) > 1 else ()
-    table = Table("policy", *(heading for _, heading, _ in _COLUMNS), *against, title=title)
-    for name, result in results.items():
-        summary = result.summary()
-        cells = [_cell(summary[metric], digits) for metric, _, digits in _COLUMNS]
-        table.add_row(name, *cells, *(_cell(result.cost_above(results[first]), 2) for _ in against))
+    table = Table("", *(Column(name, justify="right", overflow="fold") for name in results), title=title)
+    summaries = [result.summary() for result in results.values()]
+    for metric, heading, digits in _FIGURES:
+        table.add_row(heading, *(_cell(summary[metric], digits) for summary in summaries))
+    if len(results) > 1:
+        above = [_cell(result.cost_above(results[first]), 2) for result in results.values()]
+        table.add_row(f"cost above {first}, USD", *above)
     return table
 
 
