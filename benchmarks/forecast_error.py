@@ -4,8 +4,8 @@
 
 Fitted on the scenario's training days. Every bin of the validation days is an origin, as long as the longest lead fits
 in. WAPE: sum of absolute errors over sum of rates, all deployments together (weighted by traffic) or the median over
-deployments. Coverage: share of rates within the 90 % band, bounds included; every deployment counts alike. Persistence:
-the last bin's rate stays. Seasonal naive: the rate a day before the target.
+deployments. Coverage: share of rates within the 90 % band, bounds included, every deployment alike; then of those rates
+that are not zero. Persistence: the last bin's rate stays. Seasonal naive: the rate a day before the target.
 """
 
 import argparse
@@ -75,15 +75,17 @@ def main() -> None:
     origins = np.arange(max(first, day, 1), end - leads.max() + 1)
     rates = source.rates_rps
     told = forecasts(model, rates, origins, leads)
-    table = Table("lead, min", "forecaster", "persistence", "seasonal naive", "coverage of 90 %", title=(
-        f"{scenario.name}: WAPE % in all (median over {rates.shape[1]} deployments), {len(origins)} origins"
-    ))  # fmt: skip
+    title = f"{scenario.name}: WAPE % in all (median over {rates.shape[1]} deployments), {len(origins)} origins"
+    band = "90 % band holds % (of rates > 0)"
+    table = Table("lead, min", "forecaster", "persistence", "seasonal naive", band, title=title)
     for i, lead in enumerate(leads):
         truth = rates[origins + lead - 1]
         rivals = (told.median[:, i], rates[origins - 1], rates[origins + lead - 1 - day])
         cells = [f"{100 * total:.1f} ({100 * middle:.1f})" for total, middle in (wape(r, truth) for r in rivals)]
         held = (truth >= told.low[:, i] - _EDGE) & (truth <= told.high[:, i] + _EDGE)
-        table.add_row(f"{lead * source.bin_s / 60:g}", *cells, f"{100 * held.mean():.1f} %")
+        table.add_row(
+            f"{lead * source.bin_s / 60:g}", *cells, f"{100 * held.mean():.1f} ({100 * held[truth > 0].mean():.1f})"
+        )
     Console().print(table)
 
 

@@ -7,10 +7,12 @@ for busy hours noise is then multiplicative (log-normal), and no traffic is 0 an
 
 *Model.* ``z[t + h] = profile[slot(t + h)] + exp(-h / decay) * deviation[t] + noise[h]``. The profile is the mean of
 each time of day, smoothed, and drawn towards the overall mean by a weight; ``deviation`` is how far the recent level
-lies from the profile. Weight 0 with slow decay is persistence ("naive"), weight 1 with fast decay the mean of the
-seasonal naive forecasts; the history decides between them. This is the additive seasonal form of exponential smoothing
-with a level that reverts to the profile (Holt-Winters and seasonal naive: Hyndman and Athanasopoulos, Forecasting:
-Principles and Practice, 3rd ed., §5.2 and §8.3; the decaying deviation is their AR(1) error, §10).
+lies from the profile. What of a deviation goes beyond the history's ``usual`` ones (99 of 100) does not fade: what has
+never been seen to come back is a new level, not a swing. Weight 0 with slow decay is persistence ("naive"), weight 1
+with fast decay the mean of the seasonal naive forecasts; the history decides between them. This is the additive
+seasonal form of exponential smoothing with a level that reverts to the profile (Holt-Winters and seasonal naive:
+Hyndman and Athanasopoulos, Forecasting: Principles and Practice, 3rd ed., §5.2 and §8.3; the fading deviation is
+their AR(1) error, §10).
 
 *Fit.* Each day is forecast by the profile of the other days, so that noise is not measured on what the profile has
 seen. Where there is no other day, the overall mean stands in.
@@ -37,6 +39,7 @@ _MAX_LEAD_S = 4 * 3600.0  # noise is measured up to this lead, and stays as it i
 _NUM_LEADS = 24  # leads at which it is measured; in between it is interpolated
 _DECAYS_S = (*(600.0 * 2.0**i for i in range(10)), math.inf)  # 10 min to 3.5 days, and never
 _WEIGHTS = (1.0, 0.75, 0.5, 0.25, 0.0)
+_USUAL_SHARE = 0.99
 _UNKNOWN_DECAY_S = 3600.0
 _UNKNOWN_NOISE = 0.25  # where the history is too short to measure any
 
@@ -49,6 +52,7 @@ class Forecaster:
     profile: NDArray[np.float64]  # (S, D) z by time of day, slot 0 begins at midnight of the history's clock
     shift_rps: NDArray[np.float64]  # (D,) see above
     decay_s: NDArray[np.float64]  # (D,) time constant of a deviation, inf = it stays
+    usual: NDArray[np.float64]  # (D,) deviations up to this size fade
     noise: NDArray[np.float64]  # (H, D) standard deviation of z, 1 to H bins ahead; never falls with the lead
 
     def median(self, now_s: float, recent_rps: NDArray[np.float64], horizon_s: float) -> NDArray[np.float64]:
@@ -94,7 +98,8 @@ class Forecaster:
         slots = _slots(now_s + (np.arange(len(leads) + 1) - 0.5) * self.bin_s, len(self.profile))  # the past bin first
         deviation = np.log1p(recent_rps / self.shift_rps) - self.profile[slots[0]]
         fading = np.exp(-leads[:, None] * self.bin_s / self.decay_s)
-        centre: NDArray[np.float64] = self.profile[slots[1:]] + fading * deviation
+        swing = np.clip(deviation, -self.usual, self.usual)
+        centre: NDArray[np.float64] = self.profile[slots[1:]] + fading * swing + (deviation - swing)
         return centre
 
     def _noise(self, num_bins: int) -> NDArray[np.float64]:
@@ -141,6 +146,7 @@ def fit_forecaster(rates_rps: NDArray[np.float64], bin_s: float, *, start_s: flo
         profile=overall + weight * shape,
         shift_rps=shift,
         decay_s=decay_s,
+        usual=np.quantile(np.abs(_deviations(history, 0, weight)[0]), _USUAL_SHARE, axis=0),
         noise=_noise_by_lead(history.leads, squares, has_traffic=rates_rps.max(axis=0) > 0.0),
     )
 
@@ -188,14 +194,16 @@ def _choose(history: _History, bin_s: float) -> tuple[NDArray[np.float64], NDArr
     return weight, decay_s, squares
 
 
-def _deviations(history: _History, h: int, weight: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _deviations(
+    history: _History, h: int, weight: float | NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Deviation now and ``h`` bins later, ``(B - h, D)`` each.
 
     Both are taken from the profile without the day of the later one, so that nothing jumps where a day ends.
     """
-    z, level, slots, day = history.z[h:], history.level[:-h], history.slots, history.days[h:]
+    z, level, slots, day = history.z[h:], history.level[: len(history.z) - h], history.slots, history.days[h:]
     mean, shape = history.mean_without[day], history.shape_without
-    return level - mean - weight * shape[day, slots[:-h]], z - mean - weight * shape[day, slots[h:]]
+    return level - mean - weight * shape[day, slots[: len(z)]], z - mean - weight * shape[day, slots[h:]]
 
 
 def _slots(times_s: NDArray[np.floating[Any]], num_slots: int) -> NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """The forecaster: profiles by hand, known truths recovered, bands that hold what they promise."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,15 +33,24 @@ def test_profile_by_hand() -> None:
     np.testing.assert_allclose(made.median(3 * HOUR_S, shift * np.expm1(made.profile[2]), 2 * HOUR_S), exactly)
 
 
-def test_deviation_fades_by_hand() -> None:
-    """Flat profile: z - profile of the recent level shrinks by exp(-lead / decay)."""
-    made = fit_forecaster(np.full((4, 1), 5.0), HOUR_S)
-    decay_s, shift = 2 * HOUR_S, made.shift_rps[0]
-    made = type(made)(
-        bin_s=HOUR_S, profile=made.profile, shift_rps=made.shift_rps, decay_s=np.array([decay_s]), noise=made.noise
+@pytest.mark.parametrize("usual", [math.inf, 0.7, 0.0])
+def test_deviation_fades_by_hand(usual: float) -> None:
+    """Flat profile: of the recent level's z, the usual part shrinks by exp(-lead / decay) and the rest stays."""
+    shift, z5, z20 = 0.25, math.log1p(5.0 / 0.25), math.log1p(20.0 / 0.25)
+    made = replace(
+        fit_forecaster(np.full((4, 1), 5.0), HOUR_S), decay_s=np.array([2 * HOUR_S]), usual=np.array([usual])
     )
-    z = np.log1p(5.0 / shift) + np.exp([-0.5, -1.0, -1.5]) * (np.log1p(20.0 / shift) - np.log1p(5.0 / shift))
+    swing = min(usual, z20 - z5)
+    z = z5 + np.exp([-0.5, -1.0, -1.5]) * swing + (z20 - z5 - swing)
     np.testing.assert_allclose(made.median(0.0, np.array([20.0]), 3 * HOUR_S)[:, 0], shift * np.expm1(z))
+
+
+def test_a_new_level_stays_and_a_usual_swing_does_not() -> None:
+    """Noise of 10 % that is gone an hour later: 12 instead of 10 comes back, 0 instead of 10 does not."""
+    rates = 10.0 * np.exp(np.random.default_rng(0).normal(0.0, 0.1, (7 * 24, 1)))
+    made = fit_forecaster(rates, HOUR_S)
+    assert made.median(0.0, np.array([12.0]), 3 * HOUR_S)[-1, 0] == pytest.approx(10.0, rel=0.05)
+    assert made.median(0.0, np.array([0.0]), 3 * HOUR_S)[-1, 0] < 0.3
 
 
 def test_known_sinusoid_is_recovered() -> None:
@@ -69,7 +79,7 @@ def test_history_may_begin_at_any_time_of_day() -> None:
 @pytest.mark.parametrize("lead", [1, 3, 12])
 def test_band_covers_what_it_promises(lead: int) -> None:
     """AR(1) noise of known size: of 400 independent tests, 90 % of the truths lie in the 90 % band."""
-    rng, bin_s, keep, sigma, num = np.random.default_rng(lead), 600.0, 0.9, 0.3, 400
+    rng, bin_s, keep, sigma, num = np.random.default_rng(lead), 1200.0, 0.9, 0.3, 400
 
     def noisy(num_bins: int) -> NDArray[np.float64]:
         x = np.empty((num_bins, num))
@@ -78,7 +88,7 @@ def test_band_covers_what_it_promises(lead: int) -> None:
             x[t] = keep * x[t - 1] + rng.normal(0.0, sigma * math.sqrt(1.0 - keep**2), num)
         return 8.0 * np.exp(x)
 
-    made = fit_forecaster(noisy(10 * 144), bin_s)
+    made = fit_forecaster(noisy(8 * 72), bin_s)
     fresh = noisy(lead + 1)
     low, high = (made.quantile(0.0, fresh[0], lead * bin_s, share)[-1] for share in (0.05, 0.95))
     held = int(((fresh[lead] >= low) & (fresh[lead] <= high)).sum())
@@ -114,8 +124,8 @@ def test_zero_traffic_stays_zero() -> None:
     futures = made.sample(0.0, np.array([0.0, 4.0]), DAY_S, 50, np.random.default_rng(0))
     assert not futures[..., 0].any()
     np.testing.assert_allclose(futures[..., 1], 4.0)
-    woken = made.median(0.0, np.array([2.0, 4.0]), 2 * HOUR_S)[:, 0]  # never seen before: it fades, hour by hour
-    assert 2.0 > woken[0] > woken[1] > 0.0
+    woken = made.median(0.0, np.array([2.0, 4.0]), 2 * HOUR_S)[:, 0]  # never seen before: a new level
+    np.testing.assert_allclose(woken, 2.0)
 
 
 def test_equal_seeds_equal_futures() -> None:
