@@ -5,11 +5,12 @@ between policies are taken future by future and are known far better than the bi
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rayfold.envs.futures import TrafficModel, sample_futures
 from rayfold.envs.ledger import Ledger
 from rayfold.envs.safety import Limits
 from rayfold.envs.simulator import Simulator
@@ -19,7 +20,7 @@ from rayfold.policies.interval import Interval95, interval95
 from rayfold.policies.protocol import Policy
 from rayfold.policies.rollout import Rollout, roll_out
 
-__all__ = ["TwinResult", "compare", "roll_forward", "startable"]
+__all__ = ["TwinResult", "compare", "roll_forward", "simulate", "startable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +101,43 @@ def compare(
         name: TwinResult(ledgers=tuple(r.ledger for r in runs), num_refused=tuple(r.num_refused for r in runs))
         for name, runs in done.items()
     }
+
+
+def simulate(
+    state: ClusterState,
+    policies: Mapping[str, Policy],
+    model: TrafficModel,
+    limits: Limits,
+    *,
+    horizon_s: float,
+    num_futures: int,
+    seed: int,
+    clock_s: float | None = None,
+    on_future: Callable[[], None] = lambda: None,
+) -> dict[str, TwinResult]:
+    """Draws futures and rolls every policy forward on each of them.
+
+    Args:
+        state: Where to start; a live one as ``startable`` gives it.
+        policies: By name.
+        model: Of the traffic of the state's deployments.
+        limits: Of the safety filter.
+        horizon_s: Length of a future, a whole number of decision intervals.
+        num_futures: At least 1.
+        seed: Fixes futures and simulator.
+        clock_s: See ``sample_futures``.
+        on_future: Called after each future, for progress.
+    """
+    traffic_rng, simulator_rng = np.random.default_rng(seed).spawn(2)
+
+    def futures() -> Iterator[Traffic]:
+        for traffic in sample_futures(
+            model, state, horizon_s=horizon_s, num_futures=num_futures, rng=traffic_rng, clock_s=clock_s
+        ):
+            yield traffic
+            on_future()
+
+    return compare(state, policies, futures(), limits, simulator_rng)
 
 
 def roll_forward(

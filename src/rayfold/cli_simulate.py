@@ -52,17 +52,17 @@ def simulate(
     synthetic: SyntheticOption = False,
 ) -> None:
     """Roll a cluster forward: the bill to expect under each policy, on the same traffic futures."""
-    import numpy as np
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
     from rayfold.cli_checks import MAX_HORIZON_H, check_output
-    from rayfold.envs.futures import fit_traffic, sample_futures
+    from rayfold.envs.futures import fit_traffic
     from rayfold.envs.scenario import load_scenario
     from rayfold.envs.state import ClusterState
     from rayfold.envs.state_check import check_state
     from rayfold.policies.by_name import make_policy
-    from rayfold.policies.twin import compare, startable
+    from rayfold.policies.twin import simulate as run_twin
+    from rayfold.policies.twin import startable
     from rayfold.training.report import write_json
 
     if not 0.0 < hours <= MAX_HORIZON_H:
@@ -79,11 +79,20 @@ def simulate(
     model = fit_traffic(loaded, state.spec)
     interval_s = state.spec.settings.decision_interval_s
     horizon_s = max(1, round(hours * 3600.0 / interval_s)) * interval_s
-    traffic_rng, simulator_rng = np.random.default_rng(seed).spawn(2)
-    drawn = sample_futures(model, state, horizon_s=horizon_s, num_futures=futures, rng=traffic_rng, clock_s=clock_s)
     console = Console()
-    watched = track(drawn, "simulating", total=futures, console=console, transient=True)
-    results = compare(state, chosen, watched, loaded.limits, simulator_rng)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("simulating", total=futures)
+        results = run_twin(
+            state,
+            chosen,
+            model,
+            loaded.limits,
+            horizon_s=horizon_s,
+            num_futures=futures,
+            seed=seed,
+            clock_s=clock_s,
+            on_future=lambda: progress.advance(task),
+        )
     console.print(_table(results, f"the next {horizon_s / 3600.0:g} h, {futures} futures, mean ± 95 %"))
     if json is not None:
         about = {
