@@ -18,7 +18,9 @@ their AR(1) error, §10).
 seen. Where there is no other day, the overall mean stands in.
 
 *Futures.* A path is ``x[h] = f * x[h-1] + s[h] * N(0, 1)`` with ``f = exp(-1 / decay)`` and ``s[h]`` such that the
-standard deviation at every lead is the fitted ``noise[h]``. Deployments are drawn independently of each other.
+standard deviation at every lead is the fitted ``noise[h]``. Deployments are drawn independently of each other. What
+is on and off more than it swings has noise far from normal, whose exponential would be traffic beyond anything seen:
+no draw goes beyond the history's peak, unless the point forecast does; then at most one standard deviation above it.
 """
 
 import math
@@ -53,6 +55,7 @@ class Forecaster:
     shift_rps: NDArray[np.float64]  # (D,) see above
     decay_s: NDArray[np.float64]  # (D,) time constant of a deviation, inf = it stays
     usual: NDArray[np.float64]  # (D,) deviations up to this size fade
+    peak: NDArray[np.float64]  # (D,) largest z of the history
     noise: NDArray[np.float64]  # (H, D) standard deviation of z, 1 to H bins ahead; never falls with the lead
 
     def median(self, now_s: float, recent_rps: NDArray[np.float64], horizon_s: float) -> NDArray[np.float64]:
@@ -70,7 +73,8 @@ class Forecaster:
     ) -> NDArray[np.float64]:
         """``(B', D)`` rates that are not exceeded with probability ``share``, bin by bin; see ``median``."""
         centre = self._centre(now_s, recent_rps, horizon_s)
-        return self._to_rates(centre + NormalDist().inv_cdf(share) * self._noise(len(centre)))
+        noise = self._noise(len(centre))
+        return self._to_rates(np.minimum(centre + NormalDist().inv_cdf(share) * noise, self._cap(centre, noise)))
 
     def sample(
         self,
@@ -90,7 +94,7 @@ class Forecaster:
         for h in range(len(centre)):
             x = keep * x + fresh[h] * draws[:, h]
             paths[:, h] = centre[h] + x
-        return self._to_rates(paths)
+        return self._to_rates(np.minimum(paths, self._cap(centre, noise)))
 
     def _centre(self, now_s: float, recent_rps: NDArray[np.float64], horizon_s: float) -> NDArray[np.float64]:
         """``(B', D)`` forecast in z."""
@@ -104,6 +108,10 @@ class Forecaster:
 
     def _noise(self, num_bins: int) -> NDArray[np.float64]:
         return self.noise[np.minimum(np.arange(num_bins), len(self.noise) - 1)]
+
+    def _cap(self, centre: NDArray[np.float64], noise: NDArray[np.float64]) -> NDArray[np.float64]:
+        beyond = np.maximum(0.0, centre - self.peak)
+        return self.peak + beyond + np.minimum(noise, beyond)
 
     def _to_rates(self, z: NDArray[np.float64]) -> NDArray[np.float64]:
         rates: NDArray[np.float64] = self.shift_rps * np.expm1(np.maximum(z, 0.0))
@@ -147,6 +155,7 @@ def fit_forecaster(rates_rps: NDArray[np.float64], bin_s: float, *, start_s: flo
         shift_rps=shift,
         decay_s=decay_s,
         usual=np.quantile(np.abs(_deviations(history, 0, weight)[0]), _USUAL_SHARE, axis=0),
+        peak=history.z.max(axis=0),
         noise=_noise_by_lead(history.leads, squares, has_traffic=rates_rps.max(axis=0) > 0.0),
     )
 

@@ -158,3 +158,17 @@ def test_what_is_no_history_is_refused(rates: NDArray[np.float64]) -> None:
     """Nothing, negative, not a number, not a table."""
     with pytest.raises(ValueError, match="rates must be"):
         fit_forecaster(rates, HOUR_S)
+
+
+def test_no_future_beyond_the_peak() -> None:
+    """On and off at random, 20 or 0: no draw exceeds 20. From a new level of 60, one standard deviation at most."""
+    rates = np.where(np.random.default_rng(0).random((7 * 24, 1)) < 0.3, 20.0, 0.0)
+    made = fit_forecaster(rates, HOUR_S)
+    assert made.noise[0, 0] > 1.0  # uncapped, draws of several times 20 would be common
+    rng = np.random.default_rng(1)
+    assert made.sample(0.0, np.array([20.0]), DAY_S, 500, rng).max() == pytest.approx(20.0)
+    assert made.quantile(0.0, np.array([20.0]), DAY_S, 0.999).max() == pytest.approx(20.0)
+    new = replace(made, usual=np.zeros(1), noise=np.full((1, 1), 0.1), profile=np.zeros((1, 1)))
+    z = math.log1p(60.0 / new.shift_rps[0]) + 0.1
+    highest = new.sample(0.0, np.array([60.0]), HOUR_S, 500, rng).max()
+    assert highest == pytest.approx(new.shift_rps[0] * math.expm1(z))
