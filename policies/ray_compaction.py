@@ -11,10 +11,10 @@ D deployments, K resources, T node types.
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from rayfold.envs.cluster import NO_MATCH, SpecArrays
+from rayfold.envs.jit import inner, kernel
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
 __all__ = ["find_node", "order_nodes", "replicas_to_move"]
@@ -25,7 +25,7 @@ _ALIVE = int(NodePhase.ALIVE)
 _STARTING, _RUNNING = int(ReplicaPhase.STARTING), int(ReplicaPhase.RUNNING)
 
 
-@njit(cache=True)
+@inner
 def _counts(spec: SpecArrays, st: StateArrays) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """RUNNING replicas per node ``(N,)``; RUNNING and STARTING ones per node and deployment ``(N, D)``.
 
@@ -43,7 +43,7 @@ def _counts(spec: SpecArrays, st: StateArrays) -> tuple[NDArray[np.int64], NDArr
     return running, held
 
 
-@njit(cache=True)
+@inner
 def _asks_more(spec: SpecArrays, a: int, b: int) -> bool:
     """``Resources.__lt__`` of what two deployments ask for; a limit per node counts after everything else."""
     for k in range(spec.demand.shape[1]):
@@ -56,7 +56,7 @@ def _asks_more(spec: SpecArrays, a: int, b: int) -> bool:
     return bool(spec.max_per_node[a] > 0)
 
 
-@njit(cache=True)
+@inner
 def _fits(spec: SpecArrays, free: NDArray[np.float64], held: NDArray[np.int64], d: int, n: int) -> bool:
     """``Resources.can_fit``: sums of each resource, and the limit per node."""
     for k in range(spec.demand.shape[1]):
@@ -65,7 +65,7 @@ def _fits(spec: SpecArrays, free: NDArray[np.float64], held: NDArray[np.int64], 
     return bool(spec.max_per_node[d] <= 0 or held[n, d] < spec.max_per_node[d])
 
 
-@njit(cache=True)
+@inner
 def _less_left(spec: SpecArrays, free: NDArray[np.float64], held: NDArray[np.int64], a: int, b: int) -> bool:
     """``Resources.__lt__`` of what two nodes have left; replicas with a limit per node count after everything else."""
     for k in range(free.shape[1]):
@@ -78,7 +78,7 @@ def _less_left(spec: SpecArrays, free: NDArray[np.float64], held: NDArray[np.int
     return False
 
 
-@njit(cache=True)
+@inner
 def _compare_sizes(spec: SpecArrays, a: int, b: int) -> int:
     """1 if a node of type ``a`` is larger than one of type ``b``, 0 if as large, -1 (``_compaction_node_size``)."""
     for k in range(spec.type_capacity.shape[1]):
@@ -90,7 +90,7 @@ def _compare_sizes(spec: SpecArrays, a: int, b: int) -> int:
     return 0
 
 
-@njit(cache=True)
+@kernel
 def replicas_to_move(spec: SpecArrays, st: StateArrays, node: int) -> NDArray[np.int64]:
     """RUNNING rows of ``node``, largest demand first, equal ones by deployment, then in order of rows."""
     rows = np.empty(st.replica_phase.shape[0], np.int64)
@@ -110,7 +110,7 @@ def replicas_to_move(spec: SpecArrays, st: StateArrays, node: int) -> NDArray[np
     return rows[:count]
 
 
-@njit(cache=True)
+@inner
 def _moves_to_empty(
     spec: SpecArrays, st: StateArrays, running: NDArray[np.int64], held: NDArray[np.int64], node: int
 ) -> int:
@@ -135,7 +135,7 @@ def _moves_to_empty(
     return int(rows.shape[0])
 
 
-@njit(cache=True)
+@kernel
 def find_node(spec: SpecArrays, st: StateArrays, is_fixed: NDArray[np.bool_]) -> int:
     """The node that Ray would empty: the largest that can be, then the one with the fewest replicas.
 
@@ -165,7 +165,7 @@ def find_node(spec: SpecArrays, st: StateArrays, is_fixed: NDArray[np.bool_]) ->
     return best
 
 
-@njit(cache=True)
+@kernel
 def order_nodes(spec: SpecArrays, st: StateArrays, d: int, node: int) -> NDArray[np.int64]:
     """Nodes that Serve would give a replacement of ``d`` to while ``node`` is emptied, its first choice first.
 
