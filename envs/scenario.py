@@ -10,12 +10,15 @@ import numpy as np
 
 from rayfold.envs.cluster import ClusterSpec
 from rayfold.envs.safety import Limits
-from rayfold.envs.scenario_file import open_scenario, to_spec, to_traffic
+from rayfold.envs.scenario_file import open_scenario, to_spec
+from rayfold.envs.scenario_traffic import to_traffic
 from rayfold.envs.traffic import Traffic, sample_traffic
 from rayfold.envs.traffic_source import GeneratorSource, RequestModel, Split, TrafficSource
 from rayfold.errors import InputError
 
 __all__ = ["Scenario", "Split", "load_scenario"]
+
+_MAX_STEPS = 50e6  # times deployments; the traffic of an episode is held in memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,12 +84,17 @@ def _check_horizon(horizon_s: float, spec: ClusterSpec, source: TrafficSource, w
         where: For the message.
 
     Raises:
-        InputError: Not a whole number of decision intervals, or longer than a split.
+        InputError: Not a whole number of decision intervals, or longer than a split or than memory allows.
     """
     interval_s = spec.settings.decision_interval_s
     num_ticks = round(horizon_s / interval_s) if np.isfinite(horizon_s) else 0
     if num_ticks < 1 or abs(num_ticks * interval_s - horizon_s) > 1e-6:
         raise InputError(where, f"a multiple of the decision interval {interval_s:g} s", f"{horizon_s:g}")
+    num_deployments, shortest_s = spec.num_deployments, min(spec.settings.substep_s, source.bin_s)
+    if horizon_s / shortest_s * num_deployments > _MAX_STEPS:
+        longest_s = int(_MAX_STEPS / num_deployments) * shortest_s
+        most = f"at most {longest_s:g} s with {num_deployments} deployments and steps of {shortest_s:g} s"
+        raise InputError(where, most, f"{horizon_s:g}")
     for split in Split:
         longest_s = source.max_horizon_s(split)
         if horizon_s > longest_s:

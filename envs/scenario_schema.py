@@ -4,18 +4,19 @@ Nothing outside ``scenario_file.py`` sees these models; it turns them into the d
 """
 
 import math
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from rayfold.envs.cluster import PlacementGroupStrategy, SchedulingStrategy
 from rayfold.envs.generator import TrafficKind
+from rayfold.envs.yaml_text import load_yaml
 from rayfold.errors import InputError
 
-__all__ = ["DeploymentModel", "GeneratorModel", "ScenarioModel", "parse_scenario"]
+__all__ = ["DeploymentModel", "GeneratorModel", "NamedDeployment", "RequestsModel", "ScenarioModel", "parse_scenario"]
 
+_MAX_HORIZON_S = 366 * 86400.0
 _MAX_GPUS = 62  # devices of a node are bits of an int64
 
 
@@ -33,11 +34,14 @@ def _check_gpus(value: dict[str, float]) -> dict[str, float]:
 
 
 Text = Annotated[str, StringConstraints(strict=True, min_length=1, strip_whitespace=True)]
-Amount = Annotated[float, Field(ge=0, strict=True)]
-Positive = Annotated[float, Field(gt=0, strict=True)]
+# Upper bounds are far above anything real: they keep sums and products finite.
+Amount = Annotated[float, Field(ge=0, le=1e9, strict=True)]
+Positive = Annotated[float, Field(gt=0, le=1e9, strict=True)]
+Step = Annotated[float, Field(ge=0.01, le=86400, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
-Count = Annotated[int, Field(ge=0, strict=True)]
+Count = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
+Scale = Annotated[float, Field(gt=0, le=1e6, strict=True)]
 Span = Annotated[tuple[Amount, Amount], AfterValidator(_check_order)]
 Labels = dict[Text, Text]
 Resources = dict[Text, Amount]
@@ -73,7 +77,7 @@ class NodeTypeModel(_Model):
 class ShapeModel(_Model):
     """What a replica asks for."""
 
-    bundles: Annotated[tuple[Resources, ...], Field(min_length=1)]
+    bundles: Annotated[tuple[Resources, ...], Field(min_length=1, max_length=64)]
     strategy: PlacementGroupStrategy = PlacementGroupStrategy.NONE
 
 
@@ -100,30 +104,46 @@ class GeneratorModel(_Model):
     noise_frac: Annotated[float, Field(ge=0, le=2, strict=True)] = 0.1
     swing_frac: Share = 0.6
     peak_at_h: Annotated[float, Field(ge=0, le=24, strict=True)] = 14.0
-    active_frac: Annotated[float, Field(gt=0, le=1, strict=True)] = 0.1
-    active_s: Positive = 900.0
-    burst_factor: Annotated[float, Field(ge=1, strict=True)] = 5.0
-    low_frac: Amount = 0.1
+    active_frac: Annotated[float, Field(ge=0.001, le=1, strict=True)] = 0.1
+    active_s: Annotated[float, Field(ge=1, le=1e9, strict=True)] = 900.0
+    burst_factor: Annotated[float, Field(ge=1, le=1000, strict=True)] = 5.0
+    low_frac: Annotated[float, Field(ge=0, le=1000, strict=True)] = 0.1
     drop_at_s: Span = (0.0, 3600.0)
     low_for_s: Span | None = None  # None = for good
 
 
+class PartModel(_Model):
+    """One series of a mix."""
+
+    series: Text
+    scale: Scale = 1.0  # times the series' rate
+    shift_h: Annotated[float, Field(ge=-8784, le=8784, strict=True)] = 0.0  # later by so much; round within a split
+
+
 class RequestsModel(_Model):
-    """Traffic of a deployment: which series, and what its requests are like."""
+    """Traffic of a deployment: which series, or the sum of which, and what its requests are like."""
 
     series: Text | None = None  # series_id in the scenario's traces
-    scale: Positive = 1.0  # times the series' rate
+    scale: Scale = 1.0  # times the series' rate
+    parts: Annotated[tuple[PartModel, ...], Field(min_length=1)] | None = None  # instead of series and scale
     generator: GeneratorModel | None = None
     ttft_s: Amount = 0.5  # time to first token
     tpot_s: Amount = 0.03  # time per output token
     output_tokens_per_request: Positive | None = None  # None = mean of the series on the training days
-    burstiness_cv: Amount = 1.5  # CV of inter-arrival times
+    burstiness_cv: Annotated[float, Field(ge=0, le=100, strict=True)] = 1.5  # CV of inter-arrival times
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> "RequestsModel":
+        if self.parts is not None and self.model_fields_set & {"series", "scale"}:
+            raise ValueError("parts, or series and scale, but not both")
+        return self
 
 
 class DeploymentModel(_Model):
-    """A deployment."""
+    """A deployment, or several of a kind."""
 
     name: Text
+    count: Annotated[int, Field(ge=1, le=1000, strict=True)] | None = None  # makes name-0 .. name-{count - 1}
     app: Text = "default"
     shape: ShapeModel
     gang_size: Annotated[int, Field(ge=1, le=64, strict=True)] = 1
@@ -137,9 +157,17 @@ class DeploymentModel(_Model):
     drain_s: Span = (2.0, 10.0)
     start_failure_prob: Annotated[float, Field(ge=0, le=0.9, strict=True)] = 0.0
     slow_start_prob: Share = 0.0
-    slow_start_factor: Annotated[float, Field(ge=1, strict=True)] = 3.0
+    slow_start_factor: Annotated[float, Field(ge=1, le=1000, strict=True)] = 3.0
     is_movable: Flag = True
     requests: RequestsModel
+
+
+class NamedDeployment(NamedTuple):
+    """One deployment of a scenario."""
+
+    place: str  # in the file, for messages
+    name: str
+    model: DeploymentModel
 
 
 class PricesModel(_Model):
@@ -155,8 +183,8 @@ class SettingsModel(_Model):
 
     scheduling: SchedulingStrategy = SchedulingStrategy.SPREAD
     idle_timeout_s: Amount = 300.0
-    decision_interval_s: Positive = 60.0
-    substep_s: Positive = 5.0
+    decision_interval_s: Step = 60.0
+    substep_s: Step = 5.0
     prices: PricesModel = PricesModel()
 
 
@@ -176,32 +204,25 @@ class TrafficModel(_Model):
     traces: tuple[Text, ...] = ()
     train_days: Span = (0.0, 7.0)  # from day .. to day
     validation_days: Span = (7.0, 14.0)
-    generator_bin_s: Positive = 60.0
+    generator_bin_s: Step = 60.0
 
 
 class ScenarioModel(_Model):
     """A scenario file."""
 
     description: Text
-    horizon_s: Positive
+    horizon_s: Annotated[float, Field(gt=0, le=_MAX_HORIZON_S, strict=True)]
     settings: SettingsModel = SettingsModel()
     limits: LimitsModel = LimitsModel()
     traffic: TrafficModel = TrafficModel()
-    node_types: Annotated[tuple[NodeTypeModel, ...], Field(min_length=1)]
+    node_types: Annotated[tuple[NodeTypeModel, ...], Field(min_length=1, max_length=100)]
     deployments: Annotated[tuple[DeploymentModel, ...], Field(min_length=1)]
 
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice, which plain YAML would drop silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} twice", problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    def each_deployment(self) -> Iterator[NamedDeployment]:
+        """Every deployment, those of a ``count`` one by one."""
+        for i, d in enumerate(self.deployments):
+            names = [d.name] if d.count is None else [f"{d.name}-{k}" for k in range(d.count)]
+            yield from (NamedDeployment(f"deployments.{i}", name, d) for name in names)
 
 
 def parse_scenario(text: str, where: str, read_base: Callable[[str], str]) -> ScenarioModel:
@@ -215,16 +236,22 @@ def parse_scenario(text: str, where: str, read_base: Callable[[str], str]) -> Sc
     Raises:
         InputError: The first mistake, with its line or its dotted path.
     """
-    data = _load(text, where)
-    if isinstance(data, dict) and "extends" in data:
-        base = data.pop("extends")
-        if not isinstance(base, str):
-            raise InputError(f"{where}: extends", "the name of a shipped scenario", _short(base))
-        data = _extend(_load(read_base(base), f"{base}.yaml"), data, where)
+    data = _resolved(text, where, read_base)
     try:
         return ScenarioModel.model_validate(data)
     except ValidationError as err:
         raise _first_mistake(err, where) from None
+
+
+def _resolved(text: str, where: str, read_base: Callable[[str], str]) -> Any:
+    """The content of a file over that of the one it extends, which may extend another one."""
+    data = load_yaml(text, where)
+    if not (isinstance(data, dict) and "extends" in data):
+        return data
+    base = data.pop("extends")
+    if not isinstance(base, str):
+        raise InputError(f"{where}: extends", "the name of a shipped scenario", _short(base))
+    return _extend(_resolved(read_base(base), f"{base}.yaml", read_base), data, where)
 
 
 def _extend(base: dict[str, Any], data: dict[str, Any], where: str) -> dict[str, Any]:
@@ -246,17 +273,6 @@ def _merged(base: Any, over: Any) -> Any:
     if not (isinstance(base, dict) and isinstance(over, dict)):
         return over
     return {**base, **{key: _merged(base.get(key), value) for key, value in over.items()}}
-
-
-def _load(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as err:
-        mark = err.problem_mark or err.context_mark
-        place = f"{where}:{mark.line + 1}" if mark else where
-        raise InputError(place, "valid YAML", " ".join(str(err.problem or err.context).split())) from None
-    except (yaml.YAMLError, RecursionError, ValueError) as err:
-        raise InputError(where, "valid YAML", " ".join(str(err).split())) from None
 
 
 def _first_mistake(err: ValidationError, where: str) -> InputError:

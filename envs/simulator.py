@@ -14,7 +14,7 @@ from rayfold.envs.devices import EPS
 from rayfold.envs.dynamics import fresh_tally, launch_move, step
 from rayfold.envs.encoding import encoder_constants
 from rayfold.envs.evacuation import new_workspace
-from rayfold.envs.hidden import LOG_CANCELLED, NUM_ENDED, Hidden, constants_of, fresh_hidden
+from rayfold.envs.hidden import CURSOR, LOG_CANCELLED, NUM_ENDED, Hidden, constants_of, fresh_hidden
 from rayfold.envs.initial_state import num_replica_rows
 from rayfold.envs.layout import ObsLayout
 from rayfold.envs.ledger import Ledger
@@ -242,6 +242,10 @@ def _draw_hidden(state: ClusterState, st: StateArrays, traffic: Traffic, rng: np
         for r in np.flatnonzero(st.replica_phase == phase):
             due_s = st.replica_since_s[r] + rng.uniform(*times_s[st.replica_deployment[r]])
             hidden.replica_due_s[r] = max(now_s, due_s)
+    placed = np.flatnonzero(st.replica_node >= 0)
+    if len(placed):  # Ray's spread goes on behind the node that took the newest replica
+        newest = placed[np.argmax(st.replica_since_s[placed])]
+        hidden.counters[CURSOR] = (st.replica_node[newest] + 1) % len(st.node_type)
     moving = np.flatnonzero((st.replica_phase == ReplicaPhase.RUNNING) & (st.replica_peer >= 0))
     np.add.at(hidden.node_moves_out, st.replica_node[moving], 1)
     return hidden

@@ -88,8 +88,8 @@ class GeneratorSource:
         return "generated"
 
     def max_horizon_s(self, split: Split) -> float:
-        """No limit, in either ``split``."""
-        return math.inf
+        """A leap year, in either ``split``."""
+        return 366 * _DAY_S
 
     def rates(self, rng: np.random.Generator, split: Split, horizon_s: float) -> NDArray[np.float64]:
         """Draws the rates of one episode: ``(B, D)``; see ``TraceSource.rates``."""

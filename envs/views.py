@@ -46,6 +46,7 @@ def view(typingctx: Any, prototype: Any, row: Any) -> Any:
     """A tuple like ``prototype`` over the arrays whose addresses are in ``row``.
 
     Args:
+        typingctx: numba's; not given by the caller.
         prototype: Any tuple of the same structure; only its type is used.
         row: ``(L,)`` int64, from ``row_of``.
     """

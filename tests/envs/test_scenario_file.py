@@ -1,5 +1,6 @@
 """Mistakes in a scenario file: one line each, with file, path, what was expected and what is there."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -273,3 +274,122 @@ def test_unknown_tokens_ask_for_a_number(tmp_path: Path) -> None:
     (tmp_path / "t_3600s.csv").write_text(HEADER + "".join(f"{3600 * b},s,36,,\n" for b in range(48)))
     _, place = _error(tmp_path, yaml.safe_dump(data))
     assert place == "deployments.0.requests.output_tokens_per_request"
+
+
+def test_count_makes_deployments_of_a_kind(tmp_path: Path) -> None:
+    """``count: 3`` is name-0 to name-2, alike in all else; a mistake is told where it is in the file."""
+    data = _valid()
+    data["deployments"][0] |= {"count": 3}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(data))
+    deployments = load_scenario(tmp_path / "x.yaml").spec.deployments
+    assert [d.name for d in deployments] == ["one-0", "one-1", "one-2", "two"]
+    assert all(replace(d, name="two") == deployments[3] for d in deployments)
+    data["deployments"][1] |= {"name": "one-1"}
+    assert _error(tmp_path, yaml.safe_dump(data))[1] == "deployments.1.name"
+    data["deployments"][1] |= {"name": "two", "shape": {"bundles": [{"GPU": 16}]}}
+    assert _error(tmp_path, yaml.safe_dump(data))[1] == "deployments.1.shape"
+    for bad in (0, 1001, 2.0, "3"):
+        data["deployments"][0]["count"] = bad
+        assert _error(tmp_path, yaml.safe_dump(data))[1] == "deployments.0.count"
+
+
+def test_parts_are_scaled_shifted_and_added(tmp_path: Path) -> None:
+    """An hour's bin b has b + 1 requests/s: 2 x the series and 1 x it six hours later, round within each day."""
+    data = _with_traces(tmp_path, "t_3600s.csv")
+    (tmp_path / "t_3600s.csv").write_text(
+        HEADER + "".join(f"{3600 * b},s,{3600 * (b + 1)},1,{36000 * (b + 1)}\n" for b in range(48))
+    )
+    requests = data["deployments"][1]["requests"]
+    del requests["series"]
+    requests["parts"] = [{"series": "s", "scale": 2}, {"series": "s", "shift_h": 6}]
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(data))
+    rates = load_scenario(tmp_path / "x.yaml").source.rates(np.random.default_rng(0), Split.TRAIN, 86400.0)
+    hours = np.arange(24)
+    np.testing.assert_allclose(rates[:, 0], hours + 1)
+    np.testing.assert_allclose(rates[:, 1], 2 * (hours + 1) + (hours - 6) % 24 + 1)
+
+
+@pytest.mark.parametrize(
+    ("requests", "path", "expected"),
+    [
+        ({"series": "s", "parts": [{"series": "s"}]}, "", "not both"),
+        ({"scale": 2, "parts": [{"series": "s"}]}, "", "not both"),
+        ({"parts": []}, ".parts", "at least 1 item"),
+        ({"parts": [{"series": "s"}, {"series": "q"}]}, ".parts.1.series", "a series_id of t_3600s.csv"),
+        ({"parts": [{"series": "s", "shift_h": 0.5}]}, ".parts.0.shift_h", "a whole number of bins of 3600 s"),
+        ({"parts": [{"series": "s", "scale": -1}]}, ".parts.0.scale", "greater than 0"),
+        ({"parts": [{"scale": 1}]}, ".parts.0.series", "a value"),
+    ],
+)
+def test_mistakes_about_parts(tmp_path: Path, requests: dict[str, Any], path: str, expected: str) -> None:
+    """One line with the part's number."""
+    data = _with_traces(tmp_path, "t_3600s.csv")
+    data["deployments"][1]["requests"] = requests
+    error, place = _error(tmp_path, yaml.safe_dump(data))
+    assert place == f"deployments.1.requests{path}"
+    assert expected in error.expected
+
+
+def test_days_of_training_and_validation_are_not_the_same(tmp_path: Path) -> None:
+    """A day in both would leak."""
+    data = _with_traces(tmp_path, "t_3600s.csv")
+    data["traffic"] |= {"train_days": [0, 2], "validation_days": [1, 2]}
+    assert _error(tmp_path, yaml.safe_dump(data))[1] == "traffic.validation_days"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "where", "expected"),
+    [
+        ("horizon_s", 367 * 86400, "horizon_s", "less than or equal to 31622400"),
+        ("horizon_s", 366 * 86400, None, None),
+        ("settings", {"substep_s": 1, "decision_interval_s": 60}, None, None),
+        (
+            "settings",
+            {"substep_s": 0.01, "decision_interval_s": 60},
+            "horizon_s",
+            "with 2 deployments and steps of 0.01 s",
+        ),
+        ("traffic", {"generator_bin_s": 0.01}, "horizon_s", "with 2 deployments and steps of 0.01 s"),
+        ("deployments.1.count", 1000, "horizon_s", "at most 249750 s with 1001 deployments and steps of 5 s"),
+        ("node_types.1.max_nodes", 10_000, None, None),
+        ("deployments.1.autoscaling", {"max_replicas": 10_000}, None, None),
+    ],
+)
+def test_what_no_machine_could_hold_is_refused(
+    tmp_path: Path, path: str, value: object, where: str | None, expected: str | None
+) -> None:
+    """At most a leap year, and 50 million steps times deployments; what is allowed loads in a moment."""
+    data = _valid() | {"horizon_s": 30 * 86400}
+    _set(data, path, value)
+    if where is None:
+        (tmp_path / "x.yaml").write_text(yaml.safe_dump(data))
+        load_scenario(tmp_path / "x.yaml")
+        return
+    error, place = _error(tmp_path, yaml.safe_dump(data))
+    assert place == where
+    assert expected is not None
+    assert expected in error.expected
+
+
+def test_sizes_add_up_before_they_are_refused(tmp_path: Path) -> None:
+    """Nodes, deployments, replicas and bundles of a gang."""
+    data = _valid()
+    data["node_types"] += [data["node_types"][1] | {"name": f"t{i}", "max_nodes": 10_000} for i in range(2)]
+    assert _error(tmp_path, yaml.safe_dump(data))[1] == "node_types"
+    data = _valid()
+    data["deployments"] += [data["deployments"][1] | {"name": f"d{i}", "count": 1000} for i in range(2)]
+    assert _error(tmp_path, yaml.safe_dump(data))[1] == "deployments"
+    data = _valid()
+    data["deployments"][0] |= {"count": 30, "autoscaling": {"max_replicas": 10_000}}
+    assert _error(tmp_path, yaml.safe_dump(data))[1] == "deployments"
+    data = _valid()
+    data["deployments"][0] |= {"gang_size": 64, "shape": {"bundles": [{"GPU": 1}] * 2, "strategy": "PACK"}}
+    assert _error(tmp_path, yaml.safe_dump(data))[1] == "deployments.0.gang_size"
+
+
+def test_a_scenario_may_extend_one_that_extends(tmp_path: Path) -> None:
+    """``slow_start`` extends ``llm_api``; what extends ``slow_start`` has its times and the deployments of both."""
+    (tmp_path / "x.yaml").write_text("extends: slow_start\nhorizon_s: 3600\ntraffic: {traces: []}\n")
+    spec = load_scenario(tmp_path / "x.yaml").spec
+    assert len(spec.deployments) == 24
+    assert spec.deployments[0].startup_s == (300.0, 900.0)
