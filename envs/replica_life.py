@@ -172,7 +172,7 @@ def is_on_draining_node(st: StateArrays, r: int) -> bool:
     return False
 
 
-@inner
+@kernel
 def migrate_replica(st: StateArrays, hidden: Hidden, now_s: float, source: int) -> None:
     """Serve asks for a replacement of ``source``, whose node drains (``migrate_replicas_on_draining_nodes``)."""
     row = add_pending(st, hidden, now_s, st.replica_deployment[source])
@@ -302,9 +302,10 @@ def reach_targets(
             if st.replica_phase[r] != _RUNNING:
                 let_go(spec, st, r, now_s)
                 continue
-            if st.replica_peer[r] >= 0:
-                drop_move(spec, st, hidden, now_s, st.replica_peer[r], LOG_CANCELLED, ledger)
-            _drain(spec, st, hidden, now_s, r)
+            replacement = st.replica_peer[r]
+            _drain(spec, st, hidden, now_s, r)  # first, so that it is not migrated again
+            if replacement >= 0:
+                drop_move(spec, st, hidden, now_s, replacement, LOG_CANCELLED, ledger)
 
 
 @inner

@@ -12,7 +12,7 @@ from rayfold.envs.moves import Move, MovePhase
 from rayfold.envs.safety import Limits
 from rayfold.envs.simulator import Simulator
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
-from tests.envs.clusters import add_node, add_replica, constant_traffic, empty_state, small_spec
+from tests.envs.clusters import add_node, add_replica, constant_traffic, empty_state, small_spec, varying_traffic
 from tests.envs.conservation import check_simulator, running_counts
 
 ONE, TWO, HALF, SINGLE, GOLDEN, FIXED = range(6)
@@ -387,3 +387,22 @@ def test_a_node_is_kept_for_its_replacement() -> None:
     assert (st.replica_node[row], st.replica_phase[row]) == (2, ReplicaPhase.STARTING)
     assert (st.node_phase != NodePhase.ABSENT).sum() == 5
     assert st.node_held[:, TWO].tolist() == [0, 0, 1, 2, 1]
+
+
+def test_a_replica_that_is_migrated_may_be_scaled_away() -> None:
+    """Its replacement goes with it, and Serve does not ask for another; the node is empty before its end."""
+    state = cluster(1, 1)
+    load = np.full(60, 4.0)
+    load[3:] = 2.0
+    sim = Simulator(state, varying_traffic(state.spec, {"one": load}, 60), LIMITS, np.random.default_rng(0))
+    state.spec.arrays.downscale_delay_s[:] = 5.0
+    interrupt(sim, 0, 5.0, 100.0)
+    begun_s = sim.now_s
+    advance_to(sim, begun_s, 10.0)
+    assert sim.view.arrays.replica_peer[0] == 2
+    advance_to(sim, begun_s, 25.0)
+    st = sim.view.arrays
+    assert st.replica_phase[:3].tolist() == [ReplicaPhase.STOPPING, ReplicaPhase.RUNNING, ReplicaPhase.EMPTY]
+    advance_to(sim, begun_s, 40.0)
+    assert (st.replica_phase != ReplicaPhase.EMPTY).sum() == 1
+    assert sim.ledger()[Entry.CANCELLED_MOVES] == 0
