@@ -115,7 +115,7 @@ def step_batch(
         truncated[b] = w.ongoing.shape[0] - int(w.clock[ROW]) < w.steps_per_tick
         if is_encoded:
             dt_intervals = 0.0 if moves > 0 else 1.0
-            parts: Parts = view(parts_prototype, parts_table[b])  # type: ignore[call-arg]
+            parts: Parts = view(parts_prototype, parts_table[b])
             encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, dt_intervals, w.work, parts)
 
 
@@ -131,5 +131,5 @@ def encode_batch(
     for b in range(table.shape[0]):
         if not is_skipped[b]:
             w: World = view(prototype, table[b])  # type: ignore[call-arg]  # numba gives the first one
-            parts: Parts = view(parts_prototype, parts_table[b])  # type: ignore[call-arg]
+            parts: Parts = view(parts_prototype, parts_table[b])
             encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, 0.0, w.work, parts)

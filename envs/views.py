@@ -65,7 +65,7 @@ def view(typingctx: Any, prototype: Any, row: Any) -> Any:
             return value
 
         def build(kind: Any) -> Any:
-            if isinstance(kind, types.BaseTuple):
+            if hasattr(kind, "types"):  # of a tuple
                 parts = [build(part) for part in kind.types]
                 return context.make_tuple(builder, kind, parts)
             if isinstance(kind, types.Array):
