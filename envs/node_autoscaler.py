@@ -32,7 +32,7 @@ class _Items(NamedTuple):
 @inner
 def _asked(spec: SpecArrays, items: _Items, i: int, k: int) -> float:
     d, j = items.deployment[i], items.bundle[i]
-    return spec.demand[d, k] if j < 0 else spec.bundle[d, j, k]
+    return float(spec.demand[d, k] if j < 0 else spec.bundle[d, j, k])
 
 
 @inner
@@ -140,7 +140,7 @@ def choose_launches(spec: SpecArrays, st: StateArrays) -> NDArray[np.int64]:
 @inner
 def _free_for_others(spec: SpecArrays, st: StateArrays, n: int) -> NDArray[np.float64]:
     """``(K,)`` what a booting node leaves to replicas that are not pinned to it."""
-    free = st.node_free[n].copy()
+    free: NDArray[np.float64] = st.node_free[n].copy()
     for r in range(st.replica_phase.shape[0]):
         if st.replica_phase[r] == _PENDING and st.replica_pinned_node[r] == n:
             free -= spec.demand[st.replica_deployment[r]]

@@ -15,7 +15,7 @@ from rayfold.envs.moves import Move, MovePhase
 from rayfold.envs.safety import Limits
 from rayfold.envs.simulator import Simulator
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
-from rayfold.envs.traffic import SLOW_MEAN_S, Traffic
+from rayfold.envs.traffic import Traffic
 from rayfold.errors import ExecutorError
 
 __all__ = ["Replay", "Slot", "Trajectory", "offered_ongoing", "real_trajectory", "recorded_traffic", "replay_log"]
@@ -162,16 +162,12 @@ def recorded_traffic(log: EventLog, step_s: float, *, as_recorded: bool = False)
     rows = np.searchsorted(times_s, ends_s + 1e-9, side="right") - 1
     seen = np.array([p.ongoing for p in log.polls], np.float64) if as_recorded else offered_ongoing(log)
     ongoing = seen[rows]
-    slow = np.empty_like(ongoing)
-    level = log.first.arrays.deployment_ongoing_slow.copy()
-    for i, row in enumerate(ongoing):
-        level += -np.expm1(-step_s / SLOW_MEAN_S) * (row - level)
-        slow[i] = level
-    return Traffic(
-        ongoing=ongoing,
-        ongoing_lookback=ongoing,
-        ongoing_slow=slow,
-        tokens_per_ongoing_s=np.zeros(ongoing.shape[1]),
+    num_deployments = ongoing.shape[1]
+    return Traffic.of_steps(
+        ongoing,
+        look_back_s=np.full(num_deployments, step_s),  # Serve has looked back already
+        step_s=step_s,
+        tokens_per_ongoing_s=np.zeros(num_deployments),
     )
 
 

@@ -4,6 +4,8 @@ A thin shell over ``dynamics.step``; it also is the simulated ``Executor``. Dete
 is drawn beforehand and does not depend on what the policy does.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,7 +31,6 @@ from rayfold.errors import ExecutorError
 
 __all__ = ["Simulator"]
 
-_LIMIT_TYPES = tuple(type(value) for value in Limits())  # a kernel is compiled for each combination of types
 _ENDS = (MovePhase.DONE, MovePhase.FAILED, MovePhase.CANCELLED)  # by LOG_DONE, LOG_FAILED, LOG_CANCELLED
 
 
@@ -54,7 +55,7 @@ class Simulator:
         skips_quiet_steps: bool = True,
     ) -> None:
         self.spec, self.traffic = state.spec, traffic
-        self.limits = Limits(*(kind(value) for kind, value in zip(_LIMIT_TYPES, limits, strict=True)))
+        self.limits = _with_types(limits)
         st, spec = state.arrays, state.spec
         self._arrays = st.with_rows(
             spec, max(0, spec.max_nodes - len(st.node_type)), max(0, num_replica_rows(spec) - len(st.replica_phase))
@@ -213,6 +214,12 @@ class Simulator:
             row = int(self._arrays.replica_peer[self._sources[move_id]])
             drop_move(self.spec.arrays, self._arrays, self._hidden, self.now_s, row, LOG_CANCELLED, self._ledger)
             self._read_ended()
+
+
+def _with_types(limits: Limits) -> Limits:
+    """The same limits with the types of the defaults: a kernel is compiled for each combination of types."""
+    values: list[Any] = [type(default)(value) for default, value in zip(Limits(), limits, strict=True)]
+    return Limits(*values)
 
 
 def _draw_hidden(state: ClusterState, st: StateArrays, traffic: Traffic, rng: np.random.Generator) -> Hidden:

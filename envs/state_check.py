@@ -56,6 +56,8 @@ def _check_ranges(state: ClusterState, where: str) -> None:
         ("replica_node", -1, num_nodes),
         ("replica_phase", 0, len(ReplicaPhase)),
         ("replica_peer", -1, num_replicas),
+        ("replica_bundle_node", -1, num_nodes),
+        ("replica_pinned_node", -1, num_nodes),
     ):
         values = getattr(st, name)
         _require((values >= low) & (values < end), where, name, f"{low}..{end - 1}", values)
@@ -83,3 +85,16 @@ def _check_rows(state: ClusterState, where: str) -> None:
     peer = st.replica_peer
     is_answered = (peer < 0) | (peer[peer] == np.arange(len(peer)))
     _require(is_answered, where, "replica_peer", "a link that is answered", peer)
+    held = _held(state)
+    _require(st.node_held == held, where, "node_held", "the replicas that hold something there", st.node_held)
+    _require(st.node_num_held == held.sum(1), where, "node_num_held", "the sum of node_held", st.node_num_held)
+
+
+def _held(state: ClusterState) -> NDArray[np.int64]:
+    """``(N, D)`` counted from the replicas."""
+    st = state.arrays
+    held = np.zeros_like(st.node_held)
+    for r in map(int, np.flatnonzero(st.replica_node >= 0)):
+        nodes = st.replica_bundle_node[r] if st.replica_spans[r] else st.replica_node[r : r + 1]
+        held[np.unique(nodes[nodes >= 0]), st.replica_deployment[r]] += 1
+    return held

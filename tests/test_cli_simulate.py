@@ -12,8 +12,8 @@ import pytest
 
 from rayfold.cli import main
 from rayfold.envs.futures import fit_traffic, sample_futures
+from rayfold.envs.initial_state import initial_state
 from rayfold.envs.scenario import Split, load_scenario
-from rayfold.envs.simulator import initial_state
 from rayfold.envs.state import ClusterState
 from rayfold.policies.best_fit import BestFit
 from rayfold.policies.none import NoMoves

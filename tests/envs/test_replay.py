@@ -142,8 +142,8 @@ def test_interval_keeps_the_mean() -> None:
 def test_recorded_traffic_is_the_recorded_series() -> None:
     """Row i holds what the log showed at the end of step i."""
     traffic = recorded_traffic(hand_log(), 1.0)
-    np.testing.assert_array_equal(traffic.ongoing[:, 0], 0.5 * np.arange(1, 34))
-    np.testing.assert_array_equal(traffic.ongoing, traffic.ongoing_lookback)
+    np.testing.assert_array_equal(traffic.ongoing[traffic.num_before :, 0], 0.5 * np.arange(1, 34))
+    assert traffic.window.tolist() == [1] * traffic.ongoing.shape[1]
 
 
 def _trajectory(alive: list[list[int]], running: list[list[int]], targets: list[int]) -> Trajectory:

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from rayfold.envs.initial_state import initial_state
 from rayfold.envs.scenario import Split, load_scenario
-from rayfold.envs.simulator import initial_state
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from rayfold.envs.state_check import check_state
 from rayfold.errors import InputError

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from rayfold.envs.futures import fit_traffic, rate_history, sample_futures
+from rayfold.envs.initial_state import initial_state
 from rayfold.envs.ledger import Entry
 from rayfold.envs.moves import Plan
 from rayfold.envs.safety import Limits
 from rayfold.envs.scenario import Scenario, Split, load_scenario
-from rayfold.envs.simulator import initial_state
 from rayfold.envs.state import ClusterState
 from rayfold.envs.traffic import Traffic
 from rayfold.errors import InputError
