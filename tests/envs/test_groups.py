@@ -165,8 +165,8 @@ def test_pack_spans_only_where_no_node_holds_it_whole() -> None:
         for d, bundle, count in ((PAIR, 1, 2), (GANG, 1, 3), (WIDE, 2, 3)):
             state = cluster(*free)
             r = place(state, d)
-            fits_whole = (free >= bundle * count).any()
-            fits = (free // bundle).sum() >= count
+            fits_whole = bool((free >= bundle * count).any())
+            fits = bool((free // bundle).sum() >= count)
             assert (r >= 0) == fits, (seed, d)
             if r >= 0:
                 assert state.arrays.replica_spans[r] == (not fits_whole), (seed, d)

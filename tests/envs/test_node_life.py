@@ -276,7 +276,10 @@ def test_a_node_comes_once_it_is_in_stock_again() -> None:
     state = cluster()
     sim = Simulator(state, constant_traffic(state.spec, {"one": 2.0}, 20), LIMITS, np.random.default_rng(0))
     sim._hidden.stockout_until_s[0] = sim.now_s + 32.0
-    launched = [float((sim.advance(1), sim.ledger()[Entry.NODES_LAUNCHED])[1]) for _ in range(10)]
+    launched = []
+    for _ in range(10):
+        sim.advance(1)
+        launched.append(sim.ledger()[Entry.NODES_LAUNCHED])
     assert launched == [0.0] * 6 + [1.0] * 4
 
 

@@ -22,7 +22,8 @@ def pair_of(state: ClusterState, sim: Simulator, seed: int) -> list[Simulator]:
 
 def states(packs: bool, num: int, seed: int = 0) -> list[tuple[ClusterState, Simulator]]:
     """States on the way of a random play."""
-    sim, rng, found = rich_simulators(seed, packs=packs, num_steps=400)[0], np.random.default_rng(seed), []
+    sim, rng = rich_simulators(seed, packs=packs, num_steps=400)[0], np.random.default_rng(seed)
+    found: list[tuple[ClusterState, Simulator]] = []
     while len(found) < num and sim.num_steps_left > 10:
         play_moves([sim], rng)
         sim.advance(4)

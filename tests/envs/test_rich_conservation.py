@@ -25,7 +25,8 @@ def nodes_of(sim: Simulator, r: int) -> set[int]:
 def never_comes(sim: Simulator) -> np.ndarray:
     """Nodes that were asked for though the cloud has none: ``(N,)``."""
     hidden = sim._hidden
-    return (sim.view.arrays.node_phase == NodePhase.BOOTING) & (hidden.node_end_s <= hidden.node_ready_s)
+    is_booting: np.ndarray = sim.view.arrays.node_phase == NodePhase.BOOTING
+    return is_booting & (hidden.node_end_s <= hidden.node_ready_s)
 
 
 def live_counts(sim: Simulator) -> np.ndarray:
