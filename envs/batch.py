@@ -6,7 +6,6 @@ Dims: B clusters, each of its own size; L length of a table row.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from rayfold.envs.cluster import SpecArrays
@@ -48,12 +47,6 @@ class World(NamedTuple):
     ledger: NDArray[np.float64]  # (len(Entry),)
 
 
-@njit(cache=True, inline="always")
-def _spent_usd(ledger: NDArray[np.float64], bound_weight: float) -> float:
-    bill = ledger[_NODE_USD] + ledger[_DISRUPTION_USD] + ledger[_UNSERVED_USD]
-    return float(bill - bound_weight * ledger[_BOUND_USD])
-
-
 @threaded
 def step_batch(
     prototype: World,
@@ -91,7 +84,8 @@ def step_batch(
         if is_skipped[b]:
             continue
         w: World = view(prototype, table[b])  # type: ignore[call-arg]  # numba gives the first one
-        before = _spent_usd(w.ledger, bound_weight)
+        node_usd, disruption_usd = w.ledger[_NODE_USD], w.ledger[_DISRUPTION_USD]
+        unserved_usd, bound_usd = w.ledger[_UNSERVED_USD], w.ledger[_BOUND_USD]
         moves = act(
             w.spec,
             w.st,
@@ -111,7 +105,10 @@ def step_batch(
             w.ledger,
         )
         w.hidden.counters[NUM_ENDED] = 0  # nobody asks for single moves here
-        reward[b] = (before - _spent_usd(w.ledger, bound_weight)) * scale[b]
+        # Term by term, as the scalar environment adds them up: the rewards are equal to the last bit.
+        node_usd, disruption_usd = w.ledger[_NODE_USD] - node_usd, w.ledger[_DISRUPTION_USD] - disruption_usd
+        unserved_usd, bound_usd = w.ledger[_UNSERVED_USD] - unserved_usd, w.ledger[_BOUND_USD] - bound_usd
+        reward[b] = (bound_weight * bound_usd - (node_usd + disruption_usd + unserved_usd)) * scale[b]
         truncated[b] = w.ongoing.shape[0] - int(w.clock[ROW]) < w.steps_per_tick
         if is_encoded:
             dt_intervals = 0.0 if moves > 0 else 1.0
