@@ -54,7 +54,6 @@ def test_shipped_scenarios_load_and_sample_without_traces(name: str) -> None:
     assert scenario.description.endswith(".")
     assert scenario.is_synthetic
     assert scenario.traffic_name == "generated"
-    assert spec.max_nodes <= 24
     assert spec.arrays.fits_type.any(1).all()
     traffic = scenario.sample(np.random.default_rng(0), Split.TRAIN)
     num_steps = round(scenario.horizon_s / spec.settings.substep_s)
