@@ -3,7 +3,6 @@
 import copy
 import itertools
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,14 +10,13 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rayfold.envs.scenario_file import ScenarioFile, shipped_scenarios, to_spec
+from rayfold.envs.scenario_file import ScenarioFile, read_shipped, shipped_scenarios, to_spec
 from rayfold.envs.scenario_schema import parse_scenario
 from rayfold.envs.scenario_traffic import to_traffic
 from rayfold.errors import InputError
 
 MAX_S = 10.0  # of one text, on a busy machine
-SCENARIOS = Path(__file__).parents[2] / "envs" / "scenarios"
-TEXTS = {name: (SCENARIOS / f"{name}.yaml").read_text() for name in shipped_scenarios()}
+TEXTS = {name: read_shipped(name) for name in shipped_scenarios()}
 SMALL = [name for name in TEXTS if len(TEXTS[name]) < 4000]
 FUZZ = settings(
     max_examples=150,
@@ -32,7 +30,7 @@ def read(text: str) -> bool:
     """Parses and converts: whether it is a scenario. Any other end than an ``InputError`` of one line is a failure."""
     begin_s = time.process_time()
     try:
-        file = ScenarioFile("fuzz", "fuzz.yaml", None, parse_scenario(text, "fuzz.yaml", TEXTS.__getitem__))
+        file = ScenarioFile("fuzz", "fuzz.yaml", None, parse_scenario(text, "fuzz.yaml", read_shipped))
         assert to_spec(file).arrays.demand.size
         to_traffic(file, None, synthetic=True)
     except InputError as err:
@@ -202,7 +200,7 @@ def test_bombs_and_tags_are_refused_soon(text: str, got: str) -> None:
     """Aliases that unfold, deep nesting, Python tags, and what PyYAML itself stumbles over."""
     begin_s = time.process_time()
     with pytest.raises(InputError) as err:
-        parse_scenario(text, "bomb.yaml", TEXTS.__getitem__)
+        parse_scenario(text, "bomb.yaml", read_shipped)
     assert time.process_time() - begin_s < MAX_S
     assert str(err.value).isprintable()
     assert got in str(err.value)
@@ -212,4 +210,4 @@ def test_bombs_and_tags_are_refused_soon(text: str, got: str) -> None:
 def test_what_is_no_mapping_is_refused(text: str) -> None:
     """One line that tells the keys."""
     with pytest.raises(InputError, match=r"a mapping with keys description, horizon_s|one of the keys description"):
-        parse_scenario(text, "x.yaml", TEXTS.__getitem__)
+        parse_scenario(text, "x.yaml", read_shipped)
