@@ -9,8 +9,8 @@ node has 8, so fewer are not.
 *Proof that scattering never gets stuck.* A replica of s <= 5 GPUs that fits nowhere finds at least 9 - s >= 4 GPUs held
 on each of the 2 k nodes, 8 k in all; but all replicas together ask for 8 k, and this one is not placed yet.
 
-*Which sizes.* With ``MIXED`` ones there is a replica for every gap, and greedy rules reach the optimum. With ``AWKWARD``
-ones there is none for the GPU that 5 + 2 or 3 + 2 + 2 leave, and they do not.
+*Which sizes.* With ``MIXED`` ones there is a replica for every gap, and greedy rules reach the optimum. With
+``AWKWARD`` ones there is none for the GPU that 5 + 2 or 3 + 2 + 2 leave, and they do not.
 """
 
 from typing import NamedTuple

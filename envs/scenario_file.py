@@ -111,7 +111,7 @@ def to_spec(file: ScenarioFile) -> ClusterSpec:
     _check_divides(settings.substep_s, settings.decision_interval_s, f"{where}: settings.substep_s")
     spec = ClusterSpec(
         node_types=tuple(
-            NodeType(**t.model_dump(exclude=_INTERVALS), **{name: Interval(*getattr(t, name)) for name in _INTERVALS})
+            NodeType(**(t.model_dump() | {name: Interval(*getattr(t, name)) for name in _INTERVALS}))
             for t in model.node_types
         ),
         deployments=tuple(_to_deployment(d) for d in each),

@@ -273,7 +273,8 @@ def _extend(base: dict[str, Any], data: dict[str, Any], where: str) -> dict[str,
             raise InputError(f"{where}: {key}", f"what all {items} have in common", _short(common))
         if common:
             merged[items] = [_merged(item, common) for item in merged[items]]
-    return _merged(merged, data)
+    whole: dict[str, Any] = _merged(merged, data)
+    return whole
 
 
 def _merged(base: Any, over: Any) -> Any:

@@ -145,8 +145,8 @@ def play_moves(sims: list[Simulator], rng: np.random.Generator, limits: Limits =
             obs = layout.split(encode_state(view, limits, layout))
             nodes = np.flatnonzero(obs["evacuate_mask"] > 0)
             if len(nodes):
-                source = 1 + layout.num_cells + int(rng.choice(nodes))
-                started = {sim.act(layout, source, 0, 1) for sim in sims}
+                action = 1 + layout.num_cells + int(rng.choice(nodes))
+                started = {sim.act(layout, action, 0, 1) for sim in sims}
                 assert started <= set(range(1, limits.max_concurrent_moves + 1))  # the mask is never wrong
             continue
         source, destination = np.zeros((2, layout.num_nodes, layout.num_deployments), np.float32)

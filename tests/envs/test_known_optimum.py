@@ -32,7 +32,7 @@ def least_num_nodes(state: ClusterState) -> int:
     found = milp(
         np.concatenate([np.zeros(num_replicas * num_nodes), np.ones(num_nodes)]),
         constraints=[LinearConstraint(on_one, 1, 1), LinearConstraint(np.vstack(room), -np.inf, 1e-9)],
-        integrality=np.ones(num_replicas * num_nodes + num_nodes),
+        integrality=np.ones(num_replicas * num_nodes + num_nodes, np.int64),
         bounds=Bounds(0, 1),
     )
     assert found.success, found.message

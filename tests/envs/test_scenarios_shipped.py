@@ -73,8 +73,8 @@ def _what_is_lacking(state: ClusterState) -> np.ndarray:
     st, demand = state.arrays, state.spec.arrays.demand
     lacks = demand[None] > st.node_free[:, None] + 1e-9  # (N, D, K)
     only = lacks & (lacks.sum(-1, keepdims=True) == 1)
-    alive: np.ndarray = st.node_phase == NodePhase.ALIVE
-    return only.any(1) & alive[:, None]
+    lacking: np.ndarray = only.any(1) & (st.node_phase == NodePhase.ALIVE)[:, None]
+    return lacking
 
 
 def test_tight_is_bound_by_several_resources() -> None:
