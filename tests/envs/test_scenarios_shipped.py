@@ -1,5 +1,8 @@
 """The shipped scenarios: each has what its sentence says, and nothing is lost in it under random play."""
 
+import csv
+import re
+
 import numpy as np
 import pytest
 
@@ -12,6 +15,7 @@ from rayfold.envs.simulator import Simulator
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from tests.envs.conservation import check_simulator, running_counts
 from tests.envs.rich import play_moves
+from tests.envs.test_scenario import SHARED_TRACES, needs_traces
 
 NUM_TICKS = 30
 MANY_NODES = 100  # from here on not every tick is recounted
@@ -47,6 +51,41 @@ def test_nothing_is_lost_under_random_play(name: str) -> None:
     assert ledger[Entry.ELAPSED_S] == horizon_s
     assert ledger[Entry.NODE_USD] > 0
     assert sim.num_steps_left == 0
+
+
+@needs_traces
+def test_sizes_and_prices_are_those_of_the_list() -> None:
+    """Every node type that is named after an instance has its size and its on-demand or spot price."""
+    with (SHARED_TRACES / "instances.csv").open() as f:
+        listed = {row["name"]: row for row in csv.DictReader(f)}
+    checked = set()
+    for scenario in (load_scenario(name, synthetic=True) for name in shipped_scenarios()):
+        for t in scenario.spec.node_types:
+            name = re.sub("-(spot|reserved)$", "", t.name)
+            if name not in listed:
+                assert scenario.name in ("local_demo", "smoke", "two_node") or t.is_head, (scenario.name, t.name)
+                continue
+            row = listed[name]
+            assert t.price_usd_per_h == float(row["spot_usd_h" if t.is_spot else "on_demand_usd_h"]), t.name
+            size = {"GPU": row["gpu_count"], "CPU": row["vcpu"], "memory_gib": row["memory_gib"]}
+            assert t.resources == {resource: float(amount) for resource, amount in size.items()}
+            assert t.accelerator.startswith(row["gpu_type"].removesuffix("-80GB")), t.name
+            checked.add(t.name)
+    assert len(checked) >= 15
+
+
+@needs_traces
+def test_mixed_fleet_adds_three_time_zones() -> None:
+    """On its traces chat-8b has the requests of all three parts, and every deployment stays within max_replicas."""
+    scenario = load_scenario("mixed_fleet", SHARED_TRACES)
+    chat = [d.name for d in scenario.spec.deployments].index("chat-8b")
+    for split in Split:
+        rates = scenario.source.rates(np.random.default_rng(0), split, 7 * 86400.0)
+        ongoing = rates * scenario.requests.service_s / scenario.spec.arrays.target_ongoing
+        assert (np.quantile(ongoing, 0.99, axis=0) <= scenario.spec.arrays.max_replicas + 1).all()
+        assert rates[:, chat].mean() > 30
+        swing = [np.ptp(rates[:, i].reshape(7, 144).mean(0)) / rates[:, i].mean() for i in range(rates.shape[1])]
+        assert swing[chat] < np.median(swing)
 
 
 def test_mixed_fleet_is_mixed() -> None:
