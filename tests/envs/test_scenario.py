@@ -54,7 +54,8 @@ def test_shipped_scenarios_load_and_sample_without_traces(name: str) -> None:
     assert scenario.description.endswith(".")
     assert scenario.is_synthetic
     assert scenario.traffic_name == "generated"
-    assert spec.arrays.fits_type.any(1).all()
+    spans = spec.arrays.can_span[:, None] & spec.arrays.bundle_fits_type
+    assert (spec.arrays.fits_type | spans).any(1).all()
     traffic = scenario.sample(np.random.default_rng(0), Split.TRAIN)
     num_steps = round(scenario.horizon_s / spec.settings.substep_s)
     assert traffic.num_steps == num_steps
@@ -204,13 +205,17 @@ def test_llm_api_uses_the_24_series_and_the_listed_prices() -> None:
 
 
 def test_llm_api_mixes_replica_sizes() -> None:
-    """1 to 8 GPUs, mostly small, with PACK and STRICT_PACK groups and H100-only models."""
+    """1 to 8 GPUs, mostly small, STRICT_PACK groups and H100-only models; Serve packs, and not with PACK groups."""
     spec = load_scenario("llm_api", synthetic=True).spec
     gpus = [int(d.shape.total("GPU")) for d in spec.deployments]
     assert set(gpus) == {1, 2, 4, 8}
     assert gpus.count(1) > len(gpus) / 2
     strategies = {d.shape.strategy for d in spec.deployments}
-    assert strategies == set(PlacementGroupStrategy) - {PlacementGroupStrategy.SPREAD}
+    assert strategies == {PlacementGroupStrategy.NONE, PlacementGroupStrategy.STRICT_PACK}
+    assert spec.packs
+    groups = load_scenario("llm_api_pack_groups", synthetic=True).spec
+    assert {d.shape.strategy for d in groups.deployments} == {PlacementGroupStrategy.PACK}
+    assert not groups.packs
     h100_only = [d for d in spec.deployments if d.label_selector]
     assert 0 < len(h100_only) <= 4
 

@@ -179,7 +179,7 @@ def test_not_a_mapping(tmp_path: Path, text: str) -> None:
 def test_no_such_scenario(tmp_path: Path) -> None:
     """An unknown name lists the shipped ones; folders and binary files are refused alike."""
     with pytest.raises(
-        InputError, match=r"scenario nonesuch: expected a readable YAML file or one of llm_api, .*no such"
+        InputError, match=r"scenario nonesuch: expected a readable YAML file or one of busy_100, .*no such"
     ):
         load_scenario("nonesuch")
     with pytest.raises(InputError, match="IsADirectoryError"):
