@@ -14,6 +14,7 @@ from rayfold.envs.dynamics import Tally
 from rayfold.envs.encoding import EncoderConstants, Parts, encode
 from rayfold.envs.evacuation import Workspace
 from rayfold.envs.hidden import NUM_ENDED, Constants, Hidden
+from rayfold.envs.jit import threaded
 from rayfold.envs.layout import ObsLayout
 from rayfold.envs.ledger import Entry
 from rayfold.envs.process import ROW, act
@@ -53,7 +54,7 @@ def _spent_usd(ledger: NDArray[np.float64], bound_weight: float) -> float:
     return float(bill - bound_weight * ledger[_BOUND_USD])
 
 
-@njit(cache=True, nogil=True, no_cfunc_wrapper=True)
+@threaded
 def step_batch(
     prototype: World,
     parts_prototype: Parts,
@@ -89,7 +90,7 @@ def step_batch(
     for b in range(first, end):
         if is_skipped[b]:
             continue
-        w = view(prototype, table[b])
+        w: World = view(prototype, table[b])  # type: ignore[call-arg]  # numba gives the first one
         before = _spent_usd(w.ledger, bound_weight)
         moves = act(
             w.spec,
@@ -114,11 +115,11 @@ def step_batch(
         truncated[b] = w.ongoing.shape[0] - int(w.clock[ROW]) < w.steps_per_tick
         if is_encoded:
             dt_intervals = 0.0 if moves > 0 else 1.0
-            parts = view(parts_prototype, parts_table[b])
+            parts: Parts = view(parts_prototype, parts_table[b])
             encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, dt_intervals, w.work, parts)
 
 
-@njit(cache=True, nogil=True, no_cfunc_wrapper=True)
+@threaded
 def encode_batch(
     prototype: World,
     parts_prototype: Parts,
@@ -129,6 +130,6 @@ def encode_batch(
     """Writes the first observation of an episode in each of the clusters that are not skipped."""
     for b in range(table.shape[0]):
         if not is_skipped[b]:
-            w = view(prototype, table[b])
-            parts = view(parts_prototype, parts_table[b])
+            w: World = view(prototype, table[b])  # type: ignore[call-arg]  # numba gives the first one
+            parts: Parts = view(parts_prototype, parts_table[b])
             encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, 0.0, w.work, parts)

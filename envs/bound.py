@@ -1,10 +1,10 @@
 """A lower bound on the hourly price of the nodes that the present replicas need. Dims: D deployments, K resources."""
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from rayfold.envs.cluster import SpecArrays
+from rayfold.envs.jit import kernel
 from rayfold.envs.state import ReplicaPhase, StateArrays
 
 __all__ = ["bound_of", "bound_usd_per_h"]
@@ -12,7 +12,7 @@ __all__ = ["bound_of", "bound_usd_per_h"]
 _PENDING, _RUNNING = int(ReplicaPhase.PENDING), int(ReplicaPhase.RUNNING)
 
 
-@njit(cache=True)
+@kernel
 def bound_of(spec: SpecArrays, live: NDArray[np.int64]) -> float:
     """Least price per hour of nodes that could hold ``live`` ``(D,)`` replicas.
 
@@ -28,7 +28,7 @@ def bound_of(spec: SpecArrays, live: NDArray[np.int64]) -> float:
     return best
 
 
-@njit(cache=True)
+@kernel
 def bound_usd_per_h(spec: SpecArrays, st: StateArrays) -> float:
     """``bound_of`` the replicas of a state; of a move only one side counts."""
     live = np.zeros(spec.demand.shape[0], np.int64)

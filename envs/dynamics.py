@@ -9,15 +9,15 @@ same result. Dims: N nodes, R replicas, D deployments, T node types, W rows of t
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from rayfold.envs.bound import bound_of
 from rayfold.envs.cluster import SpecArrays
-from rayfold.envs.hidden import Constants, Hidden
+from rayfold.envs.hidden import TOP, Constants, Hidden
+from rayfold.envs.jit import inner, kernel
 from rayfold.envs.ledger import Entry
 from rayfold.envs.node_life import book_launch, finish_nodes, is_out_of_stock, scale_nodes
-from rayfold.envs.replica_life import finish_replicas, place_pending, scale_replicas, start_move
+from rayfold.envs.replica_life import decide_targets, finish_replicas, place_pending, reach_targets, start_move
 from rayfold.envs.safety import count_nodes
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
@@ -25,7 +25,7 @@ __all__ = ["Tally", "fresh_tally", "launch_move", "step"]
 
 _ABSENT, _BOOTING = int(NodePhase.ABSENT), int(NodePhase.BOOTING)
 _ALIVE, _DRAINING = int(NodePhase.ALIVE), int(NodePhase.DRAINING)
-_PENDING, _STARTING, _RUNNING = int(ReplicaPhase.PENDING), int(ReplicaPhase.STARTING), int(ReplicaPhase.RUNNING)
+_PENDING, _RUNNING = int(ReplicaPhase.PENDING), int(ReplicaPhase.RUNNING)
 _NODE_USD, _UNSERVED_USD, _BOUND_USD = int(Entry.NODE_USD), int(Entry.UNSERVED_USD), int(Entry.BOUND_USD)
 _NODE_H, _GPU_H, _UNSERVED_H = int(Entry.NODE_H), int(Entry.GPU_H), int(Entry.UNSERVED_REPLICA_H)
 _TOKENS, _ELAPSED = int(Entry.TOKENS), int(Entry.ELAPSED_S)
@@ -50,53 +50,63 @@ def fresh_tally(num_deployments: int) -> Tally:
     )
 
 
-@njit(cache=True)
+@inner
 def _count_replicas(spec: SpecArrays, st: StateArrays, hidden: Hidden, tally: Tally) -> None:
-    tally.running[:] = 0
-    tally.live[:] = 0
+    # Local names: numba counts references at every access to a field.
+    phases, deployment, peer, due_at_s = st.replica_phase, st.replica_deployment, st.replica_peer, hidden.replica_due_s
+    running, live = tally.running, tally.live
+    running[:] = 0
+    live[:] = 0
     top, num_pending, due_s = 0, 0, np.inf
-    for r in range(st.replica_phase.shape[0]):
-        phase = st.replica_phase[r]
+    for r in range(hidden.counters[TOP]):
+        phase = phases[r]
         if phase == 0:
             continue
         top = r + 1
-        due_s = min(due_s, hidden.replica_due_s[r])
-        d = st.replica_deployment[r]
+        due_s = min(due_s, due_at_s[r])
         if phase == _RUNNING:
-            tally.running[d] += 1
-            tally.live[d] += 1
-        elif phase in (_PENDING, _STARTING):
-            if st.replica_peer[r] < 0:
-                tally.live[d] += 1
-            if phase == _PENDING:
-                num_pending += 1
+            running[deployment[r]] += 1
+            live[deployment[r]] += 1
+        elif phase < _RUNNING:
+            live[deployment[r]] += int(peer[r] < 0)
+            num_pending += int(phase == _PENDING)
+    hidden.counters[TOP] = top
     tally.rows[0], tally.rows[1] = top, num_pending
     tally.sums[_REPLICA_DUE_S] = due_s
-    tally.sums[_BOUND] = bound_of(spec, tally.live)
+    tally.sums[_BOUND] = bound_of(spec, live)
 
 
-@njit(cache=True)
+@inner
 def _count_nodes(spec: SpecArrays, st: StateArrays, hidden: Hidden, idle_timeout_s: float, tally: Tally) -> None:
     counts = count_nodes(st, spec.type_capacity.shape[0])
+    phases, node_type, is_head, releasable = st.node_phase, st.node_type, st.node_is_head, st.node_releasable
+    idle_since_s, ready_s, notice_s, end_s = (
+        st.node_idle_since_s,
+        hidden.node_ready_s,
+        hidden.node_notice_s,
+        hidden.node_end_s,
+    )
+    work_until_s, price, num_gpus = hidden.node_work_until_s, spec.type_price_usd_per_h, spec.type_num_gpus
+    min_nodes = spec.type_min_nodes
     usd_per_h, gpus, paid, due_s = 0.0, 0, 0, np.inf
-    for n in range(st.node_type.shape[0]):
-        phase, t = st.node_phase[n], st.node_type[n]
+    for n in range(phases.shape[0]):
+        phase, t = phases[n], node_type[n]
         if phase == _ABSENT:
             continue
-        never_comes = phase == _BOOTING and hidden.node_end_s[n] <= hidden.node_ready_s[n]
-        if not st.node_is_head[n] and not never_comes:
-            usd_per_h += spec.type_price_usd_per_h[t]
-            gpus += spec.type_num_gpus[t]
+        never_comes = phase == _BOOTING and end_s[n] <= ready_s[n]
+        if not is_head[n] and not never_comes:
+            usd_per_h += price[t]
+            gpus += num_gpus[t]
             paid += 1
-        due_s = min(due_s, hidden.node_work_until_s[n])
+        due_s = min(due_s, work_until_s[n])
         if phase == _BOOTING:
-            due_s = min(due_s, hidden.node_ready_s[n])
+            due_s = min(due_s, ready_s[n])
         elif phase == _DRAINING:
-            due_s = min(due_s, hidden.node_end_s[n])
+            due_s = min(due_s, end_s[n])
         else:
-            due_s = min(due_s, hidden.node_notice_s[n])
-            if st.node_releasable[n] and not st.node_is_head[n] and counts[t] > spec.type_min_nodes[t]:
-                due_s = min(due_s, st.node_idle_since_s[n] + idle_timeout_s)
+            due_s = min(due_s, notice_s[n])
+            if releasable[n] and not is_head[n] and counts[t] > min_nodes[t]:
+                due_s = min(due_s, idle_since_s[n] + idle_timeout_s)
     if tally.rows[1] > 0:
         for t in range(hidden.stockout_until_s.shape[0]):
             if hidden.stockout_until_s[t] > -np.inf:
@@ -105,35 +115,40 @@ def _count_nodes(spec: SpecArrays, st: StateArrays, hidden: Hidden, idle_timeout
     tally.sums[_NODE_DUE_S] = due_s
 
 
-@njit(cache=True)
+@inner
 def _account(
-    spec: SpecArrays,
-    tally: Tally,
+    sums: NDArray[np.float64],
+    running: NDArray[np.int64],
+    max_ongoing: NDArray[np.float64],
+    replica_usd_per_h: NDArray[np.float64],
     ongoing: NDArray[np.float32],
+    row: int,
     tokens_per_ongoing_s: NDArray[np.float64],
-    const: Constants,
+    dt_s: float,
+    unserved_factor: float,
     ledger: NDArray[np.float64],
 ) -> None:
-    hours = const.dt_s / 3600.0
-    ledger[_NODE_USD] += tally.sums[_USD_PER_H] * hours
-    ledger[_NODE_H] += tally.sums[_NODES] * hours
-    ledger[_GPU_H] += tally.sums[_GPUS] * hours
-    ledger[_BOUND_USD] += tally.sums[_BOUND] * hours
-    ledger[_ELAPSED] += const.dt_s
-    for d in range(tally.running.shape[0]):
-        room = tally.running[d] * spec.max_ongoing[d]
-        served = min(float(ongoing[d]), room)
-        ledger[_TOKENS] += served * tokens_per_ongoing_s[d] * const.dt_s
-        if ongoing[d] > room:
-            unserved_replicas = (ongoing[d] - served) / spec.max_ongoing[d]
+    hours = dt_s / 3600.0
+    ledger[_NODE_USD] += sums[_USD_PER_H] * hours
+    ledger[_NODE_H] += sums[_NODES] * hours
+    ledger[_GPU_H] += sums[_GPUS] * hours
+    ledger[_BOUND_USD] += sums[_BOUND] * hours
+    ledger[_ELAPSED] += dt_s
+    for d in range(running.shape[0]):
+        offered, room = float(ongoing[row, d]), running[d] * max_ongoing[d]
+        served = min(offered, room)
+        ledger[_TOKENS] += served * tokens_per_ongoing_s[d] * dt_s
+        if offered > room:
+            unserved_replicas = (offered - served) / max_ongoing[d]
             ledger[_UNSERVED_H] += unserved_replicas * hours
-            ledger[_UNSERVED_USD] += const.unserved_factor * spec.replica_usd_per_h[d] * unserved_replicas * hours
+            ledger[_UNSERVED_USD] += unserved_factor * replica_usd_per_h[d] * unserved_replicas * hours
 
 
-@njit(cache=True)
+@inner
 def _observe_load(
-    st: StateArrays,
-    hidden: Hidden,
+    mean: NDArray[np.float64],
+    slow: NDArray[np.float64],
+    lookback_sum: NDArray[np.float64],
     ongoing: NDArray[np.float32],
     row: int,
     window: NDArray[np.int64],
@@ -142,12 +157,12 @@ def _observe_load(
     """What Serve's metrics say after the step of ``row``: means of the look-back period and of ten minutes."""
     for d in range(window.shape[0]):
         now = float(ongoing[row, d])
-        hidden.lookback_sum[d] += now - float(ongoing[row - window[d], d])
-        st.deployment_ongoing[d] = hidden.lookback_sum[d] / window[d]
-        st.deployment_ongoing_slow[d] += slow_weight * (now - st.deployment_ongoing_slow[d])
+        lookback_sum[d] += now - float(ongoing[row - window[d], d])
+        mean[d] = lookback_sum[d] / window[d]
+        slow[d] += slow_weight * (now - slow[d])
 
 
-@njit(cache=True)
+@kernel
 def step(
     spec: SpecArrays,
     st: StateArrays,
@@ -182,37 +197,79 @@ def step(
         Clock after.
     """
     is_stale = True
+    # Local names: numba counts references at every access to a field.
+    running, live, rows, sums = tally.running, tally.live, tally.rows, tally.sums
+    mean, slow, target, changed_s = (
+        st.deployment_ongoing,
+        st.deployment_ongoing_slow,
+        st.deployment_target,
+        st.deployment_changed_s,
+    )
+    since_s, direction, lookback_sum = hidden.wish_since_s, hidden.wish_direction, hidden.lookback_sum
+    max_ongoing, replica_usd_per_h, target_ongoing = spec.max_ongoing, spec.replica_usd_per_h, spec.target_ongoing
+    up_factor, down_factor, up_delay_s = spec.upscaling_factor, spec.downscaling_factor, spec.upscale_delay_s
+    down_delay_s, zero_delay_s = spec.downscale_delay_s, spec.downscale_to_zero_delay_s
+    min_replicas, max_replicas = spec.min_replicas, spec.max_replicas
     for i in range(row, row + num_steps):
         if is_stale or not const.skips_quiet_steps:
             _count_replicas(spec, st, hidden, tally)
             _count_nodes(spec, st, hidden, const.idle_timeout_s, tally)
             is_stale = False
-        _account(spec, tally, ongoing[i], tokens_per_ongoing_s, const, ledger)
+        _account(
+            sums,
+            running,
+            max_ongoing,
+            replica_usd_per_h,
+            ongoing,
+            i,
+            tokens_per_ongoing_s,
+            const.dt_s,
+            const.unserved_factor,
+            ledger,
+        )
         now_s += const.dt_s
-        _observe_load(st, hidden, ongoing, i, window, const.slow_weight)
-        is_node_due = tally.sums[_NODE_DUE_S] <= now_s or not const.skips_quiet_steps
+        _observe_load(mean, slow, lookback_sum, ongoing, i, window, const.slow_weight)
+        is_node_due = sums[_NODE_DUE_S] <= now_s or not const.skips_quiet_steps
         if is_node_due:
             finish_nodes(spec, st, hidden, now_s, ledger)
-        if is_node_due or tally.sums[_REPLICA_DUE_S] <= now_s:
-            finish_replicas(spec, st, hidden, now_s, tally.rows[0], ledger)
+        if is_node_due or sums[_REPLICA_DUE_S] <= now_s:
+            finish_replicas(spec, st, hidden, now_s, rows[0], ledger)
             _count_replicas(spec, st, hidden, tally)
             is_stale = True
-        if scale_replicas(spec, st, hidden, now_s, tally.running, tally.live, ledger):
+        if decide_targets(
+            now_s,
+            mean,
+            running,
+            live,
+            target,
+            changed_s,
+            since_s,
+            direction,
+            target_ongoing,
+            up_factor,
+            down_factor,
+            up_delay_s,
+            down_delay_s,
+            zero_delay_s,
+            min_replicas,
+            max_replicas,
+        ):
+            reach_targets(spec, st, hidden, now_s, live, ledger)
             is_stale = True
         # What happened between the calls, a move given up for one, may have made room for a pending replica.
-        is_first = i == row and tally.rows[1] > 0
+        is_first = i == row and rows[1] > 0
         if not is_stale and not is_first and const.skips_quiet_steps:
             continue
         is_stale = True
         _count_replicas(spec, st, hidden, tally)
-        if tally.rows[1] > 0:
+        if rows[1] > 0:
             place_pending(spec, st, hidden, const, now_s, ledger)
             _count_replicas(spec, st, hidden, tally)
-        scale_nodes(spec, st, hidden, const, now_s, tally.rows[1] > 0, ledger)
+        scale_nodes(spec, st, hidden, const, now_s, rows[1] > 0, ledger)
     return now_s
 
 
-@njit(cache=True)
+@kernel
 def launch_move(
     spec: SpecArrays,
     st: StateArrays,

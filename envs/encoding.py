@@ -8,12 +8,12 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from rayfold.envs.bound import bound_of
 from rayfold.envs.cluster import ClusterSpec, SpecArrays
 from rayfold.envs.evacuation import Workspace, new_workspace, plan_evacuations, prepare
+from rayfold.envs.jit import inner, kernel
 from rayfold.envs.layout import DEPLOYMENT_FEATURES, GLOBAL_FEATURES, NODE_FEATURES, NODE_TYPE_FEATURES, ObsLayout
 from rayfold.envs.safety import Limits, count_nodes, move_masks, moves_in_flight
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
@@ -116,7 +116,7 @@ def parts_of(flat: NDArray[np.float32], layout: ObsLayout) -> Parts:
     return Parts(*layout.split(flat).values())
 
 
-@njit(cache=True)
+@inner
 def _count_replicas(
     st: StateArrays, by_deployment: NDArray[np.int64], by_node: NDArray[np.int64], occupancy: NDArray[np.float32]
 ) -> int:
@@ -144,7 +144,7 @@ def _count_replicas(
     return total
 
 
-@njit(cache=True)
+@inner
 def _encode_nodes(
     spec: SpecArrays,
     st: StateArrays,
@@ -189,7 +189,7 @@ def _encode_nodes(
             out[n, _N_IDLE_FRAC] = min(1.0, max(0.0, idle_s / max(1.0, idle_timeout_s)))
 
 
-@njit(cache=True)
+@inner
 def _encode_evacuations(
     spec: SpecArrays,
     st: StateArrays,
@@ -218,7 +218,7 @@ def _encode_evacuations(
         evacuate_mask[n] = 1.0 if has_room_to_move else 0.0
 
 
-@njit(cache=True)
+@inner
 def _encode_types(
     spec: SpecArrays, st: StateArrays, interval_s: float, mean_price: float, out: NDArray[np.float32]
 ) -> None:
@@ -233,7 +233,7 @@ def _encode_types(
         f[_T_ROOM_FRAC] = max(0, spec.type_max_nodes[t] - counts[t]) / max(1, spec.type_max_nodes[t])
 
 
-@njit(cache=True)
+@inner
 def _encode_deployments(
     spec: SpecArrays,
     st: StateArrays,
@@ -272,7 +272,7 @@ def _encode_deployments(
         f[_D_CALM] = min(1.0, (now_s - st.deployment_changed_s[d]) / _CALM_SCALE_S)
 
 
-@njit(cache=True)
+@kernel
 def encode(
     spec: SpecArrays,
     st: StateArrays,

@@ -71,15 +71,6 @@ def new_workspace(st: StateArrays) -> Workspace:
     )
 
 
-@njit(cache=True, inline="always")
-def _must_leave(st: StateArrays, r: int) -> bool:
-    """Whether an evacuation has to move ``r``: it holds something and is not leaving already."""
-    phase = st.replica_phase[r]
-    if st.replica_node[r] < 0 or phase == _STOPPING:
-        return False
-    return not (phase == _RUNNING and st.replica_peer[r] >= 0)
-
-
 @kernel
 def prepare(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, work: Workspace) -> None:
     """Lists what would have to leave each node, in place."""

@@ -8,11 +8,11 @@ N nodes, M bundles, K resources.
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import EPS, can_take_gpus, release_gpus, take_gpus
+from rayfold.envs.jit import inner, kernel
 from rayfold.envs.state import NodePhase, StateArrays
 
 __all__ = ["hold_group"]
@@ -20,7 +20,7 @@ __all__ = ["hold_group"]
 _ALIVE = int(NodePhase.ALIVE)
 
 
-@njit(cache=True)
+@inner
 def _share_left(spec: SpecArrays, st: StateArrays, d: int, j: int, n: int) -> float:
     """Mean share of the asked resources that bundle ``j`` would leave free on ``n``; -1 if it does not fit."""
     if not spec.bundle_fits_type[d, st.node_type[n]] or not can_take_gpus(st.gpu_free, n, spec.bundle[d, j, 0]):
@@ -37,7 +37,7 @@ def _share_left(spec: SpecArrays, st: StateArrays, d: int, j: int, n: int) -> fl
     return max(0.0, total / max(1, kinds))
 
 
-@njit(cache=True)
+@inner
 def _best_node(
     spec: SpecArrays, st: StateArrays, now_s: float, d: int, j: int, used: NDArray[np.bool_], is_fence_kept: bool
 ) -> int:
@@ -51,7 +51,7 @@ def _best_node(
     return best
 
 
-@njit(cache=True)
+@inner
 def _take(spec: SpecArrays, st: StateArrays, r: int, j: int, n: int) -> None:
     d = st.replica_deployment[r]
     st.replica_gpus[r, j] = take_gpus(st.gpu_free, n, spec.bundle[d, j, 0])
@@ -60,7 +60,7 @@ def _take(spec: SpecArrays, st: StateArrays, r: int, j: int, n: int) -> None:
         st.node_free[n, k] -= spec.bundle[d, j, k]
 
 
-@njit(cache=True)
+@inner
 def _give_back(spec: SpecArrays, st: StateArrays, r: int) -> None:
     d = st.replica_deployment[r]
     for j in range(spec.num_bundles[d]):
@@ -73,7 +73,7 @@ def _give_back(spec: SpecArrays, st: StateArrays, r: int) -> None:
         st.replica_gpus[r, j] = 0
 
 
-@njit(cache=True)
+@kernel
 def hold_group(spec: SpecArrays, st: StateArrays, now_s: float, r: int) -> bool:
     """Places the bundles of pending replica ``r`` on one node or several, in place.
 
@@ -85,7 +85,7 @@ def hold_group(spec: SpecArrays, st: StateArrays, now_s: float, r: int) -> bool:
     return _try_group(spec, st, now_s, r, True) or _try_group(spec, st, now_s, r, False)
 
 
-@njit(cache=True)
+@inner
 def _try_group(spec: SpecArrays, st: StateArrays, now_s: float, r: int, is_fence_kept: bool) -> bool:
     d = st.replica_deployment[r]
     used = np.zeros(st.node_type.shape[0], np.bool_)
@@ -109,7 +109,7 @@ def _try_group(spec: SpecArrays, st: StateArrays, now_s: float, r: int, is_fence
     return True
 
 
-@njit(cache=True)
+@inner
 def _settle(spec: SpecArrays, st: StateArrays, r: int) -> None:
     """Counts the replica on its nodes; one that lies on a single node is kept as any other."""
     d = st.replica_deployment[r]

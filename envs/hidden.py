@@ -6,18 +6,18 @@ Dims: N nodes, R replicas, D deployments, T node types, L moves whose end may be
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from rayfold.envs.cluster import ClusterSpec
 from rayfold.envs.draws import new_stream
+from rayfold.envs.jit import inner
 from rayfold.envs.traffic import SLOW_MEAN_S
 
 __all__ = ["LOG_CANCELLED", "LOG_DONE", "LOG_FAILED", "Constants", "Hidden", "constants_of", "end_move", "fresh_hidden"]
 
 LOG_DONE, LOG_FAILED, LOG_CANCELLED = 0, 1, 2
 
-NEXT_SERIAL, CURSOR, NUM_ENDED = 0, 1, 2  # in Hidden.counters
+NEXT_SERIAL, CURSOR, NUM_ENDED, TOP = 0, 1, 2, 3  # in Hidden.counters
 
 
 class Hidden(NamedTuple):
@@ -40,7 +40,7 @@ class Hidden(NamedTuple):
     wish_since_s: NDArray[np.float64]  # (D,) replica autoscaler: see decide_target
     wish_direction: NDArray[np.int64]  # (D,)
     lookback_sum: NDArray[np.float64]  # (D,) of ongoing requests over the look-back period
-    counters: NDArray[np.int64]  # (3,) next serial, spread cursor, moves in ended
+    counters: NDArray[np.int64]  # (4,) next serial, spread cursor, moves in ended, replica rows in use at most
     ended: NDArray[np.int64]  # (L, 2) id of a move that ended and how; emptied by the shell
     stream: NDArray[np.uint64]  # (1,) random numbers
 
@@ -96,13 +96,13 @@ def fresh_hidden(spec: ClusterSpec, num_nodes: int, num_replicas: int, rng: np.r
         wish_since_s=np.full(num_deployments, np.inf),
         wish_direction=np.zeros(num_deployments, np.int64),
         lookback_sum=np.zeros(num_deployments),
-        counters=np.array([num_replicas, 0, 0], np.int64),
+        counters=np.array([num_replicas, 0, 0, num_replicas], np.int64),
         ended=np.zeros((num_replicas, 2), np.int64),
         stream=new_stream(rng),
     )
 
 
-@njit(cache=True)
+@inner
 def end_move(hidden: Hidden, r: int, how: int) -> bool:
     """Notes that the move whose source is replica ``r`` has ended; False if ``r`` is the source of none."""
     move_id = hidden.replica_move[r]

@@ -9,18 +9,26 @@ from typing import TypeVar
 
 from numba import njit
 
-__all__ = ["inner", "kernel"]
+__all__ = ["inner", "kernel", "threaded"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
 
 def kernel(function: F) -> F:
     """A kernel that Python may call."""
-    compiled: F = njit(cache=True, no_cfunc_wrapper=True)(function)
-    return compiled
+    return _compile(function, no_cfunc_wrapper=True)
+
+
+def threaded(function: F) -> F:
+    """A kernel that Python may call in several threads at once."""
+    return _compile(function, no_cfunc_wrapper=True, nogil=True)
 
 
 def inner(function: F) -> F:
     """A kernel that only other kernels call."""
-    compiled: F = njit(cache=True, no_cfunc_wrapper=True, no_cpython_wrapper=True)(function)
+    return _compile(function, no_cfunc_wrapper=True, no_cpython_wrapper=True)
+
+
+def _compile(function: F, **options: bool) -> F:
+    compiled: F = njit(cache=True, **options)(function)  # type: ignore[call-overload]  # its stubs lack some options
     return compiled

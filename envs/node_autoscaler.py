@@ -8,11 +8,11 @@ T node types, K resources, I items: whole replicas, or single bundles of groups 
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from rayfold.envs.cluster import MEMORY_IDX, SpecArrays
 from rayfold.envs.devices import EPS
+from rayfold.envs.jit import inner, kernel
 from rayfold.envs.safety import count_nodes
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
@@ -29,13 +29,13 @@ class _Items(NamedTuple):
     bundle: NDArray[np.int64]  # (I,) -1 = the whole replica
 
 
-@njit(cache=True)
+@inner
 def _asked(spec: SpecArrays, items: _Items, i: int, k: int) -> float:
     d, j = items.deployment[i], items.bundle[i]
-    return spec.demand[d, k] if j < 0 else spec.bundle[d, j, k]
+    return float(spec.demand[d, k] if j < 0 else spec.bundle[d, j, k])
 
 
-@njit(cache=True)
+@inner
 def _fill(
     spec: SpecArrays, items: _Items, taken: NDArray[np.bool_], t: int, free: NDArray[np.float64]
 ) -> tuple[tuple[float, float, float, float, float], int]:
@@ -83,7 +83,7 @@ def _fill(
     return score, packed
 
 
-@njit(cache=True)
+@inner
 def _waiting(spec: SpecArrays, st: StateArrays) -> _Items:
     """Pending replicas that no node is being launched for; bundle by bundle those that may and have to span nodes."""
     num_types = spec.type_capacity.shape[0]
@@ -105,7 +105,7 @@ def _waiting(spec: SpecArrays, st: StateArrays) -> _Items:
     return _Items(deployment[:num_items][order], bundle[:num_items][order])
 
 
-@njit(cache=True)
+@kernel
 def choose_launches(spec: SpecArrays, st: StateArrays) -> NDArray[np.int64]:
     """Nodes to launch now, per type: ``(T,)``. A type that is out of stock is asked for again and again, as by Ray."""
     num_types = spec.type_capacity.shape[0]
@@ -137,17 +137,17 @@ def choose_launches(spec: SpecArrays, st: StateArrays) -> NDArray[np.int64]:
         taken = best_taken
 
 
-@njit(cache=True)
+@inner
 def _free_for_others(spec: SpecArrays, st: StateArrays, n: int) -> NDArray[np.float64]:
     """``(K,)`` what a booting node leaves to replicas that are not pinned to it."""
-    free = st.node_free[n].copy()
+    free: NDArray[np.float64] = st.node_free[n].copy()
     for r in range(st.replica_phase.shape[0]):
         if st.replica_phase[r] == _PENDING and st.replica_pinned_node[r] == n:
             free -= spec.demand[st.replica_deployment[r]]
     return free
 
 
-@njit(cache=True)
+@kernel
 def add_node(spec: SpecArrays, st: StateArrays, t: int, phase: int, now_s: float) -> int:
     """Puts a node of type ``t`` into the first absent row, in place; -1 if there is none."""
     for n in range(st.node_type.shape[0]):
@@ -167,7 +167,7 @@ def add_node(spec: SpecArrays, st: StateArrays, t: int, phase: int, now_s: float
     return -1
 
 
-@njit(cache=True)
+@kernel
 def remove_node(st: StateArrays, n: int) -> None:
     """Makes row ``n`` absent, in place."""
     st.node_type[n] = -1
@@ -179,7 +179,7 @@ def remove_node(st: StateArrays, n: int) -> None:
     st.node_fenced_until_s[n] = -np.inf
 
 
-@njit(cache=True)
+@kernel
 def is_expired(st: StateArrays, now_s: float, idle_timeout_s: float, n: int) -> bool:
     """Whether node ``n`` has been empty long enough to be released; the caller checks ``min_nodes``."""
     return bool(

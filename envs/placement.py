@@ -5,11 +5,11 @@ D deployments, K resources.
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import release_gpus, take_gpus
+from rayfold.envs.jit import inner, kernel
 from rayfold.envs.safety import capacity_reason
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
@@ -23,7 +23,7 @@ _PENDING, _STARTING, _RUNNING = (
 )
 
 
-@njit(cache=True)
+@kernel
 def hold(spec: SpecArrays, st: StateArrays, r: int, n: int) -> None:
     """Replica ``r`` takes its resources on ``n``, in place; the caller has checked that it fits."""
     d = st.replica_deployment[r]
@@ -40,7 +40,7 @@ def hold(spec: SpecArrays, st: StateArrays, r: int, n: int) -> None:
     st.node_idle_since_s[n] = np.inf
 
 
-@njit(cache=True)
+@kernel
 def let_go(spec: SpecArrays, st: StateArrays, r: int, now_s: float) -> None:
     """Replica ``r`` gives its resources back and its row becomes EMPTY, in place."""
     d, n = st.replica_deployment[r], st.replica_node[r]
@@ -66,7 +66,7 @@ def let_go(spec: SpecArrays, st: StateArrays, r: int, now_s: float) -> None:
         st.replica_bundle_node[r, j] = -1
 
 
-@njit(cache=True)
+@inner
 def _leave(st: StateArrays, n: int, d: int, now_s: float) -> None:
     st.node_held[n, d] -= 1
     st.node_num_held[n] -= 1
@@ -74,7 +74,7 @@ def _leave(st: StateArrays, n: int, d: int, now_s: float) -> None:
         st.node_idle_since_s[n] = now_s
 
 
-@njit(cache=True)
+@inner
 def _let_go_bundles(spec: SpecArrays, st: StateArrays, r: int, now_s: float) -> None:
     d = st.replica_deployment[r]
     for j in range(spec.num_bundles[d]):
@@ -90,7 +90,7 @@ def _let_go_bundles(spec: SpecArrays, st: StateArrays, r: int, now_s: float) -> 
             _leave(st, n, d, now_s)
 
 
-@njit(cache=True)
+@kernel
 def asks_more(spec: SpecArrays, a: int, b: int) -> bool:
     """Whether deployment ``a`` asks for more than ``b``: GPU first, then CPU, memory, custom (``Resources.__lt__``)."""
     for k in range(spec.demand.shape[1]):
@@ -102,7 +102,7 @@ def asks_more(spec: SpecArrays, a: int, b: int) -> bool:
     return True
 
 
-@njit(cache=True)
+@kernel
 def less_left(spec: SpecArrays, st: StateArrays, a: int, b: int) -> bool:
     """Whether node ``a`` is left with less than ``b``: GPU first, then CPU, memory, custom (``Resources.__lt__``)."""
     for k in range(spec.demand.shape[1]):
@@ -112,7 +112,7 @@ def less_left(spec: SpecArrays, st: StateArrays, a: int, b: int) -> bool:
     return False
 
 
-@njit(cache=True)
+@kernel
 def fits_better(spec: SpecArrays, st: StateArrays, a: int, b: int) -> bool:
     """``less_left``, and of nodes with as much left the one with more replicas that have a limit per node.
 
@@ -128,7 +128,7 @@ def fits_better(spec: SpecArrays, st: StateArrays, a: int, b: int) -> bool:
     return False
 
 
-@njit(cache=True)
+@kernel
 def active_nodes(st: StateArrays) -> NDArray[np.bool_]:
     """Nodes with a running replica: ``(N,)``. To Ray every other node is idle, starting replicas or not."""
     active = np.zeros(st.node_type.shape[0], np.bool_)
@@ -138,7 +138,7 @@ def active_nodes(st: StateArrays) -> NDArray[np.bool_]:
     return active
 
 
-@njit(cache=True)
+@kernel
 def pack_node(spec: SpecArrays, st: StateArrays, now_s: float, d: int, active: NDArray[np.bool_]) -> int:
     """Best fit: active nodes first, then idle ones, fenced ones last (Ray cancels its compaction then).
 
@@ -169,7 +169,7 @@ def pack_node(spec: SpecArrays, st: StateArrays, now_s: float, d: int, active: N
     return best
 
 
-@njit(cache=True)
+@kernel
 def spread_node(spec: SpecArrays, st: StateArrays, now_s: float, d: int, cursor: int) -> int:
     """Round robin over the nodes from ``cursor``, those of label fallbacks later, fenced ones last.
 
@@ -195,7 +195,7 @@ def spread_node(spec: SpecArrays, st: StateArrays, now_s: float, d: int, cursor:
     return best
 
 
-@njit(cache=True)
+@kernel
 def replicas_to_stop(
     spec: SpecArrays, st: StateArrays, d: int, num: int, serial: NDArray[np.int64]
 ) -> NDArray[np.int64]:
@@ -265,7 +265,7 @@ def replicas_to_stop(
     return chosen
 
 
-@njit(cache=True)
+@inner
 def _is_met_before(st: StateArrays, serial: NDArray[np.int64], a: int, b: int) -> bool:
     """Whether Ray, walking deployments and then replicas in the order they came to run, meets ``a`` before ``b``."""
     if st.replica_deployment[a] != st.replica_deployment[b]:

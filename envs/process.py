@@ -4,13 +4,13 @@ Dims: N, D, T of the state; the action is given in the padded numbering of ``lay
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.dynamics import Tally, launch_move, step
 from rayfold.envs.evacuation import Workspace, plan_evacuation, prepare
 from rayfold.envs.hidden import Constants, Hidden
+from rayfold.envs.jit import inner, kernel
 from rayfold.envs.layout import ObsLayout
 from rayfold.envs.safety import Limits, movable_replica, move_masks, move_reason, moves_in_flight
 from rayfold.envs.state import StateArrays
@@ -21,7 +21,7 @@ __all__ = ["act", "cell_move"]
 NOW_S, ROW = 0, 1
 
 
-@njit(cache=True)
+@kernel
 def cell_move(
     spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, layout: ObsLayout, source: int, destination: int
 ) -> tuple[int, int]:
@@ -54,7 +54,7 @@ def cell_move(
     return r, to
 
 
-@njit(cache=True)
+@inner
 def _evacuate(
     spec: SpecArrays,
     st: StateArrays,
@@ -84,7 +84,7 @@ def _evacuate(
     return started
 
 
-@njit(cache=True)
+@kernel
 def act(
     spec: SpecArrays,
     st: StateArrays,

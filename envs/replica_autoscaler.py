@@ -6,14 +6,14 @@ deployment at one moment.
 
 import math
 
-from numba import njit
+from rayfold.envs.jit import inner, kernel
 
 __all__ = ["decide_target"]
 
 _DELAY_EPS_S = 1e-6
 
 
-@njit(cache=True)
+@inner
 def _desired(total_requests: float, running: int, target: int, target_ongoing: float, up: float, down: float) -> int:
     """Replicas wanted before delays and bounds."""
     if running == 0:
@@ -26,7 +26,7 @@ def _desired(total_requests: float, running: int, target: int, target_ongoing: f
     return int(scaled)
 
 
-@njit(cache=True)
+@kernel
 def decide_target(
     now_s: float,
     total_requests: float,

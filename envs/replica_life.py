@@ -4,13 +4,23 @@ Dims: N nodes, R replicas, D deployments.
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.draws import uniform, unit
 from rayfold.envs.groups import hold_group
-from rayfold.envs.hidden import CURSOR, LOG_CANCELLED, LOG_DONE, LOG_FAILED, NEXT_SERIAL, Constants, Hidden, end_move
+from rayfold.envs.hidden import (
+    CURSOR,
+    LOG_CANCELLED,
+    LOG_DONE,
+    LOG_FAILED,
+    NEXT_SERIAL,
+    TOP,
+    Constants,
+    Hidden,
+    end_move,
+)
+from rayfold.envs.jit import inner, kernel
 from rayfold.envs.ledger import Entry
 from rayfold.envs.placement import (
     active_nodes,
@@ -28,13 +38,14 @@ from rayfold.envs.transition import begin_move, cancel_move, free_row
 
 __all__ = [
     "add_pending",
+    "decide_targets",
     "drop_move",
     "finish_replicas",
     "is_on_draining_node",
     "migrate_replica",
     "new_serial",
     "place_pending",
-    "scale_replicas",
+    "reach_targets",
     "start_move",
 ]
 
@@ -46,11 +57,12 @@ _MOVES, _CANCELLED, _FAILED = int(Entry.MOVES), int(Entry.CANCELLED_MOVES), int(
 _FAILED_STARTS = int(Entry.FAILED_STARTS)
 
 
-@njit(cache=True)
+@inner
 def new_serial(hidden: Hidden, r: int) -> int:
     """Gives row ``r`` the next number of the order of creation."""
     serial = hidden.counters[NEXT_SERIAL]
     hidden.counters[NEXT_SERIAL] += 1
+    hidden.counters[TOP] = max(hidden.counters[TOP], r + 1)
     hidden.replica_serial[r] = serial
     hidden.replica_move[r] = -1
     hidden.replica_fails[r] = False
@@ -58,7 +70,7 @@ def new_serial(hidden: Hidden, r: int) -> int:
     return int(serial)
 
 
-@njit(cache=True)
+@kernel
 def add_pending(st: StateArrays, hidden: Hidden, now_s: float, d: int) -> int:
     """Serve asks for one more replica of ``d``; its row, -1 if none is unused."""
     row = free_row(st)
@@ -72,7 +84,7 @@ def add_pending(st: StateArrays, hidden: Hidden, now_s: float, d: int) -> int:
     return row
 
 
-@njit(cache=True)
+@inner
 def _start(
     spec: SpecArrays,
     st: StateArrays,
@@ -103,7 +115,7 @@ def _start(
     ledger[_COLD_START_GPU_H] += spec.demand[d, 0] * startup_s / 3600.0
 
 
-@njit(cache=True)
+@inner
 def start_move(
     spec: SpecArrays,
     st: StateArrays,
@@ -130,7 +142,7 @@ def start_move(
     return row
 
 
-@njit(cache=True)
+@kernel
 def drop_move(
     spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, row: int, how: int, ledger: NDArray[np.float64]
 ) -> None:
@@ -147,7 +159,7 @@ def drop_move(
         migrate_replica(st, hidden, now_s, source)
 
 
-@njit(cache=True)
+@kernel
 def is_on_draining_node(st: StateArrays, r: int) -> bool:
     """Whether a node that replica ``r`` is on will be interrupted."""
     if st.node_phase[st.replica_node[r]] == _DRAINING:
@@ -160,7 +172,7 @@ def is_on_draining_node(st: StateArrays, r: int) -> bool:
     return False
 
 
-@njit(cache=True)
+@kernel
 def migrate_replica(st: StateArrays, hidden: Hidden, now_s: float, source: int) -> None:
     """Serve asks for a replacement of ``source``, whose node drains (``migrate_replicas_on_draining_nodes``)."""
     row = add_pending(st, hidden, now_s, st.replica_deployment[source])
@@ -169,7 +181,7 @@ def migrate_replica(st: StateArrays, hidden: Hidden, now_s: float, source: int) 
         st.replica_peer[source] = row
 
 
-@njit(cache=True)
+@inner
 def _drain(spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, r: int) -> None:
     d = st.replica_deployment[r]
     st.replica_phase[r] = _STOPPING
@@ -177,7 +189,7 @@ def _drain(spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, r: i
     hidden.replica_due_s[r] = now_s + uniform(hidden.stream, spec.drain_s[d, 0], spec.drain_s[d, 1])
 
 
-@njit(cache=True)
+@inner
 def finish_replicas(
     spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, top: int, ledger: NDArray[np.float64]
 ) -> None:
@@ -208,61 +220,85 @@ def finish_replicas(
             st.deployment_changed_s[d] = now_s
 
 
-@njit(cache=True)
-def scale_replicas(
+@inner
+def decide_targets(
+    now_s: float,
+    ongoing: NDArray[np.float64],
+    running: NDArray[np.int64],
+    live: NDArray[np.int64],
+    target: NDArray[np.int64],
+    changed_s: NDArray[np.float64],
+    wish_since_s: NDArray[np.float64],
+    wish_direction: NDArray[np.int64],
+    target_ongoing: NDArray[np.float64],
+    upscaling_factor: NDArray[np.float64],
+    downscaling_factor: NDArray[np.float64],
+    upscale_delay_s: NDArray[np.float64],
+    downscale_delay_s: NDArray[np.float64],
+    downscale_to_zero_delay_s: NDArray[np.float64],
+    min_replicas: NDArray[np.int64],
+    max_replicas: NDArray[np.int64],
+) -> bool:
+    """Serve's replica autoscaler: writes ``target``, ``changed_s`` and the wishes of every deployment, ``(D,)`` each.
+
+    The arguments are the fields of these names: this runs at every step, and looking a field up is what costs.
+
+    Returns:
+        Whether a target has changed, or replicas are still to be added or stopped.
+    """
+    is_to_do = False
+    for d in range(target.shape[0]):
+        wanted, wish_since_s[d], wish_direction[d] = decide_target(
+            now_s,
+            ongoing[d],
+            running[d],
+            target[d],
+            wish_since_s[d],
+            wish_direction[d],
+            target_ongoing[d],
+            upscaling_factor[d],
+            downscaling_factor[d],
+            upscale_delay_s[d],
+            downscale_delay_s[d],
+            downscale_to_zero_delay_s[d],
+            min_replicas[d],
+            max_replicas[d],
+        )
+        if wanted != target[d]:
+            target[d] = wanted
+            changed_s[d] = now_s
+            is_to_do = True
+        is_to_do = is_to_do or wanted != live[d]
+    return is_to_do
+
+
+@inner
+def reach_targets(
     spec: SpecArrays,
     st: StateArrays,
     hidden: Hidden,
     now_s: float,
-    running: NDArray[np.int64],
     live: NDArray[np.int64],
     ledger: NDArray[np.float64],
-) -> bool:
-    """Serve's replica autoscaler, and what it asks of every deployment.
+) -> None:
+    """Serve asks for the replicas that a target wants, and stops those beyond it.
 
     Args:
         spec: Static description.
         st: State, written.
         hidden: Hidden state, written.
         now_s: Clock.
-        running: ``(D,)`` running replicas.
         live: ``(D,)`` replicas counted against the target: a replacement is not.
         ledger: Written.
-
-    Returns:
-        Whether a target or a replica has changed.
     """
-    has_changed = False
     for d in range(spec.demand.shape[0]):
-        target, since_s, direction = decide_target(
-            now_s,
-            st.deployment_ongoing[d],
-            running[d],
-            st.deployment_target[d],
-            hidden.wish_since_s[d],
-            hidden.wish_direction[d],
-            spec.target_ongoing[d],
-            spec.upscaling_factor[d],
-            spec.downscaling_factor[d],
-            spec.upscale_delay_s[d],
-            spec.downscale_delay_s[d],
-            spec.downscale_to_zero_delay_s[d],
-            spec.min_replicas[d],
-            spec.max_replicas[d],
-        )
-        hidden.wish_since_s[d], hidden.wish_direction[d] = since_s, direction
-        if target != st.deployment_target[d]:
-            st.deployment_target[d] = target
-            st.deployment_changed_s[d] = now_s
-            has_changed = True
+        target = st.deployment_target[d]
         for _ in range(target - live[d]):
             if add_pending(st, hidden, now_s, d) < 0:
                 break
-            has_changed = True
         if live[d] <= target:
             continue
         for r in replicas_to_stop(spec, st, d, live[d] - target, hidden.replica_serial):
-            has_changed = True
             if st.replica_phase[r] != _RUNNING:
                 let_go(spec, st, r, now_s)
                 continue
@@ -270,10 +306,9 @@ def scale_replicas(
             _drain(spec, st, hidden, now_s, r)  # first, so that it is not migrated again
             if replacement >= 0:
                 drop_move(spec, st, hidden, now_s, replacement, LOG_CANCELLED, ledger)
-    return has_changed
 
 
-@njit(cache=True)
+@inner
 def _place_pinned(
     spec: SpecArrays,
     st: StateArrays,
@@ -283,7 +318,7 @@ def _place_pinned(
     ledger: NDArray[np.float64],
 ) -> None:
     """Replacements that wait for a node of their own: on it once it is alive, given up if it has no room."""
-    for r in range(st.replica_phase.shape[0]):
+    for r in range(hidden.counters[TOP]):
         n = st.replica_pinned_node[r]
         if st.replica_phase[r] != _PENDING or n < 0 or st.node_phase[n] == _BOOTING:
             continue
@@ -295,7 +330,18 @@ def _place_pinned(
         _start(spec, st, hidden, const, now_s, r, ledger)
 
 
-@njit(cache=True)
+@inner
+def _comes_before(spec: SpecArrays, is_pack: bool, d: int, serial: int, other: int, other_serial: int) -> bool:
+    """Whether a pending replica is placed before another: largest first under pack, then as they were created."""
+    if d != other and is_pack:
+        if asks_more(spec, d, other):
+            return True
+        if asks_more(spec, other, d):
+            return False
+    return d < other or (d == other and serial < other_serial)
+
+
+@kernel
 def place_pending(
     spec: SpecArrays,
     st: StateArrays,
@@ -306,18 +352,22 @@ def place_pending(
 ) -> None:
     """Serve's scheduler: every pending replica goes to a node if one takes it, largest first under pack."""
     _place_pinned(spec, st, hidden, const, now_s, ledger)
-    num_replicas, num_deployments = st.replica_phase.shape[0], spec.demand.shape[0]
+    num_replicas, num_deployments = hidden.counters[TOP], spec.demand.shape[0]
     tried = np.zeros(num_replicas, np.bool_)
     is_full = np.zeros(num_deployments, np.bool_)  # of one shape none fits once one does not
     active = active_nodes(st)
+    phase, deployment, pinned, serial = (
+        st.replica_phase,
+        st.replica_deployment,
+        st.replica_pinned_node,
+        hidden.replica_serial,
+    )
     while True:
         best = -1
         for r in range(num_replicas):
-            if st.replica_phase[r] != _PENDING or tried[r] or st.replica_pinned_node[r] >= 0:
+            if phase[r] != _PENDING or tried[r] or pinned[r] >= 0 or is_full[deployment[r]]:
                 continue
-            if is_full[st.replica_deployment[r]]:
-                continue
-            if best < 0 or (const.is_pack and asks_more(spec, st.replica_deployment[r], st.replica_deployment[best])):
+            if best < 0 or _comes_before(spec, const.is_pack, deployment[r], serial[r], deployment[best], serial[best]):
                 best = r
         if best < 0:
             return

@@ -9,11 +9,11 @@ import enum
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import EPS, NO_DEVICES, can_take_gpus, take_gpus
+from rayfold.envs.jit import inner, kernel
 from rayfold.envs.moves import Move
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
 
@@ -115,7 +115,7 @@ _ALIVE = int(NodePhase.ALIVE)
 _RUNNING, _EMPTY = int(ReplicaPhase.RUNNING), int(ReplicaPhase.EMPTY)
 
 
-@njit(cache=True)
+@kernel
 def moves_in_flight(st: StateArrays) -> int:
     """Replicas whose replacement is still starting."""
     count, phase, peer = 0, st.replica_phase, st.replica_peer
@@ -125,7 +125,7 @@ def moves_in_flight(st: StateArrays) -> int:
     return count
 
 
-@njit(cache=True)
+@kernel
 def count_nodes(st: StateArrays, num_types: int) -> NDArray[np.int64]:
     """Nodes present per type: ``(T,)``."""
     counts, node_type = np.zeros(num_types, np.int64), st.node_type
@@ -135,7 +135,7 @@ def count_nodes(st: StateArrays, num_types: int) -> NDArray[np.int64]:
     return counts
 
 
-@njit(cache=True)
+@inner
 def replica_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, r: int, in_flight: int) -> int:
     """Why replica ``r`` may not be moved, for reasons of its own; see ``source_reason``."""
     if r < 0 or r >= st.replica_phase.shape[0] or st.replica_phase[r] == _EMPTY:
@@ -158,7 +158,7 @@ def replica_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limi
     return _ALLOWED
 
 
-@njit(cache=True)
+@inner
 def source_node_reason(spec: SpecArrays, st: StateArrays, counts: NDArray[np.int64], n: int) -> int:
     """Why no replica may leave node ``n``; ``counts`` is ``count_nodes``."""
     if st.node_phase[n] != _ALIVE:
@@ -174,7 +174,7 @@ def source_node_reason(spec: SpecArrays, st: StateArrays, counts: NDArray[np.int
     return _ALLOWED
 
 
-@njit(cache=True)
+@kernel
 def source_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, r: int, in_flight: int) -> int:
     """Why replica ``r`` may not leave its node, wherever it would go.
 
@@ -195,7 +195,7 @@ def source_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limit
     return source_node_reason(spec, st, count_nodes(st, spec.type_capacity.shape[0]), st.replica_node[r])
 
 
-@njit(cache=True)
+@kernel
 def movable_replica(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, n: int, d: int) -> int:
     """First replica of deployment ``d`` that may leave node ``n``, -1 if there is none."""
     if st.node_held[n, d] == 0:
@@ -210,7 +210,7 @@ def movable_replica(spec: SpecArrays, st: StateArrays, now_s: float, limits: Lim
     return -1
 
 
-@njit(cache=True)
+@inner
 def can_take_bundles(
     bundle: NDArray[np.float64], num_bundles: NDArray[np.int64], gpu_free: NDArray[np.float64], d: int, n: int
 ) -> bool:
@@ -225,7 +225,7 @@ def can_take_bundles(
     return fits
 
 
-@njit(cache=True)
+@kernel
 def capacity_reason(spec: SpecArrays, st: StateArrays, d: int, n: int) -> int:
     """Why one more replica of ``d`` does not fit on ``n``: labels, resources, devices, replicas per node."""
     if not spec.fits_type[d, st.node_type[n]]:
@@ -243,7 +243,7 @@ def capacity_reason(spec: SpecArrays, st: StateArrays, d: int, n: int) -> int:
     return _ALLOWED
 
 
-@njit(cache=True)
+@inner
 def destination_node_reason(st: StateArrays, now_s: float, limits: Limits, n: int) -> int:
     """Why no replica at all may be moved to node ``n``."""
     if st.node_phase[n] != _ALIVE:
@@ -257,14 +257,14 @@ def destination_node_reason(st: StateArrays, now_s: float, limits: Limits, n: in
     return _ALLOWED
 
 
-@njit(cache=True)
+@kernel
 def destination_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, d: int, n: int) -> int:
     """Why no replica of deployment ``d`` may be moved to node ``n``, whichever it is; a ``Reason``."""
     reason = destination_node_reason(st, now_s, limits, n)
     return reason if reason != _ALLOWED else capacity_reason(spec, st, d, n)
 
 
-@njit(cache=True)
+@inner
 def new_node_reason(spec: SpecArrays, counts: NDArray[np.int64], limits: Limits, d: int, t: int) -> int:
     """Why no replica of ``d`` may be moved to a new node of type ``t``; ``counts`` is ``count_nodes``."""
     if not limits.allow_new_nodes:
@@ -274,7 +274,7 @@ def new_node_reason(spec: SpecArrays, counts: NDArray[np.int64], limits: Limits,
     return _ALLOWED if spec.fits_type[d, t] else _LABELS
 
 
-@njit(cache=True)
+@kernel
 def move_masks(
     spec: SpecArrays,
     st: StateArrays,
@@ -324,7 +324,7 @@ def move_masks(
             source[n, d] = 1.0
 
 
-@njit(cache=True)
+@inner
 def deployments_that_may_move(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits) -> NDArray[np.bool_]:
     """``(D,)`` neither opted out nor in their cooldown; see ``replica_reason``."""
     may_move = np.zeros(spec.is_movable.shape[0], np.bool_)
@@ -335,7 +335,7 @@ def deployments_that_may_move(spec: SpecArrays, st: StateArrays, now_s: float, l
     return may_move
 
 
-@njit(cache=True)
+@inner
 def _mark_destinations(
     spec: SpecArrays,
     st: StateArrays,
@@ -388,7 +388,7 @@ def check_move(state: ClusterState, move: Move, limits: Limits) -> Verdict:
     return Verdict(reason == _ALLOWED, Reason(reason))
 
 
-@njit(cache=True)
+@kernel
 def move_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, r: int, n: int) -> int:
     """``check_move`` as a ``Reason``."""
     reason = source_reason(spec, st, now_s, limits, r, moves_in_flight(st))

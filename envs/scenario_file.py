@@ -1,5 +1,6 @@
 """From a scenario file to the cluster of a ``Scenario``: finding files, converting, and checks across fields."""
 
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -79,7 +80,7 @@ def read_shipped(name: str) -> str:
         InputError: There is none of this name.
     """
     if name not in shipped_scenarios():
-        raise InputError("extends", f"one of {', '.join(shipped_scenarios())}", repr(name))
+        raise InputError("extends", f"one of {', '.join(shipped_scenarios())}", repr(name[:60]))
     return (resources.files("rayfold.envs.scenarios") / f"{name}.yaml").read_text("utf-8")
 
 
@@ -111,7 +112,12 @@ def to_spec(file: ScenarioFile) -> ClusterSpec:
     _check_divides(settings.substep_s, settings.decision_interval_s, f"{where}: settings.substep_s")
     spec = ClusterSpec(
         node_types=tuple(
-            NodeType(**(t.model_dump() | {name: Interval(*getattr(t, name)) for name in _INTERVALS}))
+            replace(
+                NodeType(**t.model_dump(exclude=_INTERVALS)),
+                boot_s=Interval(*t.boot_s),
+                stockout_s=Interval(*t.stockout_s),
+                other_work_s=Interval(*t.other_work_s),
+            )
             for t in model.node_types
         ),
         deployments=tuple(_to_deployment(d) for d in each),

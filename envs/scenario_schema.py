@@ -39,8 +39,8 @@ def _check_printable(value: str) -> str:
     return value
 
 
-Sentence = Annotated[str, StringConstraints(strict=True, min_length=1, strip_whitespace=True)]
-Text = Annotated[Sentence, AfterValidator(_check_printable)]
+Sentence = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=1000, strip_whitespace=True)]
+Text = Annotated[Sentence, Field(max_length=200), AfterValidator(_check_printable)]
 # Upper bounds are far above anything real: they keep sums and products finite.
 Amount = Annotated[float, Field(ge=0, le=1e9, strict=True)]
 Positive = Annotated[float, Field(gt=0, le=1e9, strict=True)]
@@ -273,8 +273,8 @@ def _extend(base: dict[str, Any], data: dict[str, Any], where: str) -> dict[str,
             raise InputError(f"{where}: {key}", f"what all {items} have in common", _short(common))
         if common:
             merged[items] = [_merged(item, common) for item in merged[items]]
-    whole: dict[str, Any] = _merged(merged, data)
-    return whole
+    extended: dict[str, Any] = _merged(merged, data)
+    return extended
 
 
 def _merged(base: Any, over: Any) -> Any:

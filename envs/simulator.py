@@ -4,6 +4,8 @@ A thin shell over ``dynamics.step``; it also is the simulated ``Executor``. Dete
 is drawn beforehand and does not depend on what the policy does.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,7 +16,7 @@ from rayfold.envs.devices import EPS
 from rayfold.envs.dynamics import fresh_tally, launch_move, step
 from rayfold.envs.encoding import encoder_constants
 from rayfold.envs.evacuation import new_workspace
-from rayfold.envs.hidden import LOG_CANCELLED, NUM_ENDED, Hidden, constants_of, fresh_hidden
+from rayfold.envs.hidden import CURSOR, LOG_CANCELLED, NUM_ENDED, Hidden, constants_of, fresh_hidden
 from rayfold.envs.initial_state import num_replica_rows
 from rayfold.envs.layout import ObsLayout
 from rayfold.envs.ledger import Ledger
@@ -29,7 +31,6 @@ from rayfold.errors import ExecutorError
 
 __all__ = ["Simulator"]
 
-_LIMIT_TYPES = tuple(type(value) for value in Limits())  # a kernel is compiled for each combination of types
 _ENDS = (MovePhase.DONE, MovePhase.FAILED, MovePhase.CANCELLED)  # by LOG_DONE, LOG_FAILED, LOG_CANCELLED
 
 
@@ -54,7 +55,7 @@ class Simulator:
         skips_quiet_steps: bool = True,
     ) -> None:
         self.spec, self.traffic = state.spec, traffic
-        self.limits = Limits(*(kind(value) for kind, value in zip(_LIMIT_TYPES, limits, strict=True)))
+        self.limits = _with_types(limits)
         st, spec = state.arrays, state.spec
         self._arrays = st.with_rows(
             spec, max(0, spec.max_nodes - len(st.node_type)), max(0, num_replica_rows(spec) - len(st.replica_phase))
@@ -215,6 +216,12 @@ class Simulator:
             self._read_ended()
 
 
+def _with_types(limits: Limits) -> Limits:
+    """The same limits with the types of the defaults: a kernel is compiled for each combination of types."""
+    values: list[Any] = [type(default)(value) for default, value in zip(Limits(), limits, strict=True)]
+    return Limits(*values)
+
+
 def _draw_hidden(state: ClusterState, st: StateArrays, traffic: Traffic, rng: np.random.Generator) -> Hidden:
     """Due times of what is under way, drawn given how long it has been.
 
@@ -242,6 +249,10 @@ def _draw_hidden(state: ClusterState, st: StateArrays, traffic: Traffic, rng: np
         for r in np.flatnonzero(st.replica_phase == phase):
             due_s = st.replica_since_s[r] + rng.uniform(*times_s[st.replica_deployment[r]])
             hidden.replica_due_s[r] = max(now_s, due_s)
+    placed = np.flatnonzero(st.replica_node >= 0)
+    if len(placed):  # Ray's spread goes on behind the node that took the newest replica
+        newest = placed[np.argmax(st.replica_since_s[placed])]
+        hidden.counters[CURSOR] = (st.replica_node[newest] + 1) % len(st.node_type)
     moving = np.flatnonzero((st.replica_phase == ReplicaPhase.RUNNING) & (st.replica_peer >= 0))
     np.add.at(hidden.node_moves_out, st.replica_node[moving], 1)
     return hidden

@@ -1,9 +1,9 @@
 """Starting and cancelling a move: the same transition in the simulator and in a policy's look-ahead."""
 
 import numpy as np
-from numba import njit
 
 from rayfold.envs.cluster import SpecArrays
+from rayfold.envs.jit import kernel
 from rayfold.envs.moves import Move
 from rayfold.envs.node_autoscaler import add_node
 from rayfold.envs.placement import hold, let_go
@@ -16,7 +16,7 @@ _EMPTY, _PENDING, _STARTING = int(ReplicaPhase.EMPTY), int(ReplicaPhase.PENDING)
 _BOOTING, _ABSENT = int(NodePhase.BOOTING), int(NodePhase.ABSENT)
 
 
-@njit(cache=True)
+@kernel
 def free_row(st: StateArrays) -> int:
     """First unused replica row, -1 if there is none."""
     for r in range(st.replica_phase.shape[0]):
@@ -25,7 +25,7 @@ def free_row(st: StateArrays) -> int:
     return -1
 
 
-@njit(cache=True)
+@kernel
 def begin_move(spec: SpecArrays, st: StateArrays, now_s: float, fence_s: float, source: int, n: int) -> int:
     """Starts the replacement of replica ``source`` on node ``n``, in place.
 
@@ -66,7 +66,7 @@ def begin_move(spec: SpecArrays, st: StateArrays, now_s: float, fence_s: float, 
     return row
 
 
-@njit(cache=True)
+@kernel
 def cancel_move(spec: SpecArrays, st: StateArrays, now_s: float, replacement: int) -> None:
     """Drops the ``replacement`` before it serves, in place; the old replica goes on serving.
 

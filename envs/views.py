@@ -13,9 +13,12 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
-from numba.np.arrayobj import make_array, populate_array
+from numba.np import arrayobj
 
 __all__ = ["row_of", "view"]
+
+_numpy: Any = arrayobj  # their helpers are not annotated
+_cgutils: Any = cgutils
 
 
 def row_of(value: Any) -> Iterator[int]:
@@ -46,13 +49,14 @@ def view(typingctx: Any, prototype: Any, row: Any) -> Any:
     """A tuple like ``prototype`` over the arrays whose addresses are in ``row``.
 
     Args:
+        typingctx: numba's; not given by the caller.
         prototype: Any tuple of the same structure; only its type is used.
         row: ``(L,)`` int64, from ``row_of``.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         row_type = signature.args[1]
-        data = make_array(row_type)(context, builder, args[1]).data
+        data = _numpy.make_array(row_type)(context, builder, args[1]).data
         at = [0]
 
         def read() -> Any:
@@ -61,8 +65,8 @@ def view(typingctx: Any, prototype: Any, row: Any) -> Any:
             return value
 
         def build(kind: Any) -> Any:
-            if isinstance(kind, types.BaseTuple):
-                parts = [build(part) for part in kind]
+            if hasattr(kind, "types"):  # of a tuple
+                parts = [build(part) for part in kind.types]
                 return context.make_tuple(builder, kind, parts)
             if isinstance(kind, types.Array):
                 return _array(context, builder, kind, read(), [read() for _ in range(kind.ndim)])
@@ -79,18 +83,18 @@ def view(typingctx: Any, prototype: Any, row: Any) -> Any:
 
 def _array(context: Any, builder: Any, kind: Any, address: Any, shape: list[Any]) -> Any:
     """An array struct of ``kind`` at ``address`` that owns nothing."""
-    array = make_array(kind)(context, builder)
+    array = _numpy.make_array(kind)(context, builder)
     size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
     itemsize = context.get_constant(types.intp, size)
     strides = [itemsize]
     for extent in shape[:0:-1]:
         strides.insert(0, builder.mul(strides[0], extent))
     pointer = builder.inttoptr(address, context.get_data_type(kind.dtype).as_pointer())
-    populate_array(
+    _numpy.populate_array(
         array,
         data=pointer,
-        shape=cgutils.pack_array(builder, shape),
-        strides=cgutils.pack_array(builder, strides),
+        shape=_cgutils.pack_array(builder, shape),
+        strides=_cgutils.pack_array(builder, strides),
         itemsize=itemsize,
         meminfo=None,
     )

@@ -140,6 +140,7 @@ class CompactionNet(nn.Module):
                 self.query_out,
                 self.evacuate[-1],
             ):
+                assert isinstance(head, nn.Linear)
                 head.weight.mul_(0.1)
                 head.bias.mul_(0.1)
 

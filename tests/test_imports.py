@@ -14,11 +14,11 @@ ROOMS = {
     "training": {"envs", "policies"},
     "serving": {"envs", "policies"},
 }
-ENTRY_POINTS = {"cli", "demo"}  # the only modules that may import ``training`` and ``serving``
+ENTRY_POINTS = {"cli", "cli_simulate", "demo"}  # the only modules that may import ``training`` and ``serving``
 LIBRARIES = {
     "envs": {"gymnasium", "numba", "numpy", "pydantic", "yaml"},
-    "policies": {"numpy", "pydantic", "safetensors", "torch"},
-    "training": {"gymnasium", "matplotlib", "numba", "numpy", "pydantic", "ray", "rich", "scipy", "torch"},
+    "policies": {"numpy", "pydantic", "safetensors", "scipy", "torch"},
+    "training": {"gymnasium", "matplotlib", "numba", "numpy", "pydantic", "ray", "rich", "torch"},
     "serving": {"fastapi", "httpx", "numpy", "psutil", "pydantic", "ray", "torch", "yaml"},
     "": {"rich", "typer"},  # the modules of the package itself
 }
@@ -90,7 +90,7 @@ def test_lazy_library_is_loaded_on_use_only(file: str, library: str) -> None:
 
 
 def test_only_the_entry_points_import_training_and_serving() -> None:
-    """``cli`` and ``demo`` tie the rooms together, no other module of the package does."""
+    """``cli``, ``cli_simulate`` and ``demo`` tie the rooms together, no other module of the package does."""
     files = sorted(SOURCE.glob("*.py"))
     assert {"cli", "cli_checks", "demo", "errors", "__init__"} <= {file.stem for file in files}
     found = {file.name: violations("", file.read_text(), file.stem) for file in files}

@@ -4,7 +4,6 @@ An episode is fixed by its seed: traffic, initial placement and simulator draw f
 all policies face the same arrivals, and differences between policies are taken pair by pair.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +11,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from rayfold.envs.episode import Episode, scenario_layout
 from rayfold.envs.ledger import Entry
-from rayfold.envs.safety import check_move
 from rayfold.envs.scenario import Scenario, Split
-from rayfold.envs.state import NodePhase
+from rayfold.policies.interval import Interval95, interval95
 from rayfold.policies.protocol import Policy
+from rayfold.policies.rollout import roll_out
 
 __all__ = ["EpisodeResult", "Evaluation", "Interval95", "evaluate", "interval95", "run_episode"]
 
@@ -33,14 +31,6 @@ class EpisodeResult:
     metrics: dict[str, float]  # by name; see README, "What is reported"
     time_h: NDArray[np.float64]  # (ticks,)
     num_nodes: NDArray[np.int64]  # (ticks,) nodes paid for
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interval95:
-    """Mean over the seeds and half-width of its 95 % confidence interval (Student's t); NaN from a single seed."""
-
-    mean: float
-    ci95: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +65,7 @@ class Evaluation:
         """The content of ``rayfold evaluate --json``."""
 
         def plain(values: Mapping[str, Interval95]) -> dict[str, dict[str, float | None]]:
-            return {
-                key: {"mean": value.mean, "ci95": None if math.isnan(value.ci95) else value.ci95}
-                for key, value in values.items()
-            }
+            return {key: value.as_json() for key, value in values.items()}
 
         return {
             "scenario": self.scenario.name,
@@ -89,15 +76,6 @@ class Evaluation:
             "policies": {name: plain(metrics) for name, metrics in self.summary().items()},
             "cost_against_frac": {baseline: plain(self.paired(baseline)) for baseline in self.results},
         }
-
-
-def interval95(values: Sequence[float] | NDArray[np.float64]) -> Interval95:
-    """Mean and half-width of the 95 % confidence interval; one value tells nothing of the half-width: NaN."""
-    array = np.asarray(values, np.float64)
-    if len(array) < 2:
-        return Interval95(mean=float(array.mean()), ci95=math.nan)
-    half = stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
-    return Interval95(mean=float(array.mean()), ci95=float(half))
 
 
 def run_episode(scenario: Scenario, policy: Policy, seed: int, split: Split) -> EpisodeResult:
@@ -112,31 +90,16 @@ def run_episode(scenario: Scenario, policy: Policy, seed: int, split: Split) -> 
     policy.reset()
     episode_rng, policy_rng = np.random.default_rng(seed).spawn(2)
     episode = Episode(scenario, scenario_layout(scenario), split, episode_rng)
-    sim, settings = episode.simulator, scenario.spec.settings
-    steps = round(settings.decision_interval_s / settings.substep_s)
-    times_h, nodes, latency_s, refused = [], [], [], 0
-    while sim.num_steps_left >= steps:
-        state = sim.state()
-        begun = time.perf_counter()
-        plan = policy.plan(state, policy_rng)
-        latency_s.append(time.perf_counter() - begun)
-        for move in plan.moves:
-            if check_move(sim.view, move, scenario.limits).allowed:
-                sim.start(state, move)
-            else:
-                refused += 1
-        times_h.append(sim.now_s / 3600.0)
-        nodes.append(int((state.arrays.node_phase != NodePhase.ABSENT).sum()))
-        sim.advance(steps)
-    ledger = sim.ledger()
+    done = roll_out(episode.simulator, policy, policy_rng, clock=time.perf_counter)
+    ledger, latency_s = done.ledger, done.latency_s
     metrics = ledger.metrics()
     others_usd = ledger[Entry.DISRUPTION_USD] + ledger[Entry.UNSERVED_USD]
     for scale in PRICE_SCALES:
         metrics[f"cost_usd_at_{scale:g}x"] = ledger[Entry.NODE_USD] + scale * others_usd
-    metrics["refused_moves"] = float(refused)
+    metrics["refused_moves"] = float(done.num_refused)
     metrics["decision_p50_ms"] = 1e3 * float(np.median(latency_s))
     metrics["decision_p99_ms"] = 1e3 * float(np.quantile(latency_s, 0.99))
-    return EpisodeResult(metrics=metrics, time_h=np.array(times_h), num_nodes=np.array(nodes))
+    return EpisodeResult(metrics=metrics, time_h=done.time_s / 3600.0, num_nodes=done.num_nodes)
 
 
 def evaluate(

@@ -1,18 +1,18 @@
-"""The command line: ``train``, ``evaluate``, ``serve``, ``demo``, ``scenarios``, ``trace``.
+"""The command line: ``train``, ``evaluate``, ``serve``, ``demo``, ``scenarios``, ``trace``, ``simulate``, ``snapshot``.
 
 Heavy imports stand inside the verbs, so that ``--help`` is quick. What the user gave wrong is told in one line and
 ends with exit code 2.
 """
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rayfold import cli_trace
+from rayfold import cli_simulate, cli_trace
+from rayfold.cli_options import SyntheticOption, TracesOption, names, traces_dir
 from rayfold.errors import InputError, RayfoldError
 
 __all__ = ["app", "main"]
@@ -25,21 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_trace.app, name="trace")
+app.add_typer(cli_simulate.app)  # without a name: its verbs are the root's
 
 _EXIT_INPUT, _EXIT_INTERRUPT = 2, 130
-
-TracesOption = Annotated[
-    Path | None, typer.Option("--traces", help="Folder with the trace files; default $RAYFOLD_TRACES or ./traces.")
-]
-SyntheticOption = Annotated[bool, typer.Option("--synthetic", help="Generated traffic instead of the trace files.")]
-
-
-def _traces_dir(given: Path | None) -> Path:
-    return given or Path(os.environ.get("RAYFOLD_TRACES") or "traces")
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 @app.command()
@@ -77,7 +65,7 @@ def train(
         stop_minutes = 3.0
     config = TrainConfig(
         run_dir=run_dir,
-        scenarios=_names(scenario),
+        scenarios=names(scenario),
         stop_minutes=stop_minutes,
         stop_steps=stop_steps,
         resume=resume,
@@ -87,7 +75,7 @@ def train(
         num_envs=num_envs,
         evaluation_episodes=evaluation_episodes,
         seed=seed,
-        traces_dir=_traces_dir(traces),
+        traces_dir=traces_dir(traces),
         synthetic=synthetic,
         num_env_runners=num_env_runners,
         num_learners=num_learners,
@@ -137,11 +125,11 @@ def evaluate(
     if split not in list(Split):
         raise InputError("--split", " or ".join(Split), split)
     check_horizon(horizon_h)
-    check_bundle_flag(_names(policies), bundle)
-    loaded = load_scenario(scenario, _traces_dir(traces), synthetic=synthetic)
+    check_bundle_flag(names(policies), bundle)
+    loaded = load_scenario(scenario, traces_dir(traces), synthetic=synthetic)
     if horizon_h is not None:
         loaded = loaded.with_horizon(horizon_h * 3600.0)
-    chosen = {name: make_policy(name, loaded.limits, bundle=bundle, where="--policies") for name in _names(policies)}
+    chosen = {name: make_policy(name, loaded.limits, bundle=bundle, where="--policies") for name in names(policies)}
     if not chosen:
         raise InputError("--policies", "at least one policy", "none")
     check_output("--json", json)  # before a name is made of it: "." has no suffix to replace
@@ -213,7 +201,7 @@ def demo(
         train_minutes=train_minutes,
         num_seeds=seeds,
         run_dir=run_dir,
-        traces_dir=_traces_dir(traces),
+        traces_dir=traces_dir(traces),
         synthetic=synthetic,
     )
     if not is_good:

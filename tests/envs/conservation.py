@@ -48,7 +48,7 @@ def check_conserved(state: ClusterState, others_devices: np.ndarray | None = Non
         for n in nodes:
             counts[n, st.replica_deployment[r]] += 1
         assert st.replica_spans[r] or (st.replica_bundle_node[r] == -1).all()
-    for n in np.flatnonzero(st.node_others[:, 0] > 0):
+    for n in map(int, np.flatnonzero(st.node_others[:, 0] > 0)):
         assert others_devices is not None
         mine = (int(others_devices[n]) >> bits) & 1
         assert mine.sum() * min(1.0, st.node_others[n, 0]) == pytest.approx(st.node_others[n, 0])

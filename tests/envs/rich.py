@@ -119,10 +119,12 @@ def restless_traffic(spec: ClusterSpec, num_steps: int, rng: np.random.Generator
     return traffic
 
 
-def rich_simulators(seed: int, *, packs: bool, num_steps: int) -> list[Simulator]:
-    """Two simulators of one future: the second evaluates every rule at every step."""
+def rich_simulators(seed: int, *, packs: bool, num_steps: int, is_tight: bool = False) -> list[Simulator]:
+    """Two simulators of one future: the second evaluates every rule at every step. Tight: too few nodes for all."""
     rng = np.random.default_rng(seed)
     spec = rich_spec(packs=packs)
+    if is_tight:
+        spec.arrays.type_max_nodes[:] = (2, 1, 1)
     traffic = restless_traffic(spec, num_steps, rng)
     state = initial_state(spec, traffic, rng)
     return [
@@ -139,14 +141,20 @@ def layout_of(spec: ClusterSpec) -> ObsLayout:
 def play_moves(sims: list[Simulator], rng: np.random.Generator, limits: Limits = LIMITS) -> None:
     """Moves, the same in every simulator: to nodes that are there, to new ones, of whole nodes; some are cancelled."""
     spec, layout = sims[0].spec, layout_of(sims[0].spec)
+    under_way = [move_id for move_id in sims[0]._sources if sims[0].phase(move_id) is MovePhase.STARTING]
+    if under_way and rng.random() < 0.1:
+        given_up = str(rng.choice(under_way))
+        for sim in sims:
+            sim.cancel(given_up)
+            assert sim.phase(given_up) is MovePhase.CANCELLED
     for _ in range(int(rng.integers(0, 3))):
         view = sims[0].view
         if rng.random() < 0.15:
             obs = layout.split(encode_state(view, limits, layout))
             nodes = np.flatnonzero(obs["evacuate_mask"] > 0)
             if len(nodes):
-                action = 1 + layout.num_cells + int(rng.choice(nodes))
-                started = {sim.act(layout, action, 0, 1) for sim in sims}
+                chosen = 1 + layout.num_cells + int(rng.choice(nodes))
+                started = {sim.act(layout, chosen, 0, 1) for sim in sims}
                 assert started <= set(range(1, limits.max_concurrent_moves + 1))  # the mask is never wrong
             continue
         source, destination = np.zeros((2, layout.num_nodes, layout.num_deployments), np.float32)

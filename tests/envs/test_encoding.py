@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rayfold.envs.encoding import encode_state
-from rayfold.envs.layout import DEPLOYMENT_FEATURES, GLOBAL_FEATURES, NODE_FEATURES, ObsLayout
+from rayfold.envs.layout import DEPLOYMENT_FEATURES, GLOBAL_FEATURES, NODE_FEATURES, NODE_TYPE_FEATURES, ObsLayout
 from rayfold.envs.moves import Move
 from rayfold.envs.safety import Limits
 from rayfold.envs.state import ClusterState, NodePhase, StateArrays
@@ -26,7 +26,7 @@ def parts(state: ClusterState, layout: ObsLayout | None = None, dt: float = 0.0)
 
 def feature(obs: dict[str, np.ndarray], kind: str, row: int, name: str) -> float:
     """One feature by name."""
-    names = {"nodes": NODE_FEATURES, "deployments": DEPLOYMENT_FEATURES}[kind]
+    names = {"nodes": NODE_FEATURES, "deployments": DEPLOYMENT_FEATURES, "node_types": NODE_TYPE_FEATURES}[kind]
     return float(obs[kind][row, names.index(name)])
 
 
@@ -103,6 +103,50 @@ def test_a_move_shows() -> None:
     assert feature(obs, "deployments", ONE, "cooldown_frac") == 1.0
     assert obs["global"][GLOBAL_FEATURES.index("moves_in_flight_frac")] == 0.25
     assert obs["source_mask"][1, ONE] == 0.0
+
+
+def test_node_type_features_by_hand() -> None:
+    """Two of five plain nodes at 4 USD and one of two gold ones at 6 USD, boots of four intervals."""
+    state = base()
+    state.spec.arrays.type_is_spot[1] = True
+    obs = parts(state)
+    mean = 14.0 / 3.0
+    want = {
+        "present": (1.0, 1.0),
+        "price_rel": (4.0 / mean, 6.0 / mean),
+        "log_num_gpus": (math.log(5.0), math.log(3.0)),
+        "log_boot": (math.log(5.0), math.log(5.0)),
+        "spot": (0.0, 1.0),
+        "room_frac": (3 / 5, 1 / 2),
+    }
+    assert tuple(want) == NODE_TYPE_FEATURES
+    for name, values in want.items():
+        for t, value in enumerate(values):
+            assert feature(obs, "node_types", t, name) == pytest.approx(value, rel=1e-5), (name, t)
+    assert feature(obs, "nodes", 2, "spot") == 1.0
+    assert feature(obs, "nodes", 1, "spot") == 0.0
+
+
+def test_a_node_that_drains_shows() -> None:
+    """Neither alive nor a choice of any kind."""
+    state = base()
+    state.arrays.node_phase[1] = NodePhase.DRAINING
+    obs = parts(state)
+    assert [feature(obs, "nodes", 1, name) for name in ("present", "alive", "draining", "evacuable")] == [1, 0, 1, 0]
+    assert obs["source_mask"][1].sum() == obs["destination_mask"][1].sum() == obs["evacuate_mask"][1] == 0.0
+
+
+def test_masks_of_evacuations_and_new_nodes() -> None:
+    """Both nodes can be emptied onto each other; new nodes are a choice where they are allowed, by labels."""
+    state, limits = base(), LIMITS._replace(allow_new_nodes=True)
+    assert parts(state)["evacuate_mask"].tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert parts(state)["new_node_mask"].sum() == 0.0
+    layout = ObsLayout(5, 6, 2)
+    obs = layout.split(encode_state(state, limits, layout))
+    assert obs["new_node_mask"].tolist() == [[1.0, 1.0, 1.0, 1.0, 0.0, 1.0], [1.0] * 6]
+    full = layout.split(encode_state(state, limits._replace(max_concurrent_moves=0), layout))
+    assert full["evacuate_mask"].sum() == full["source_mask"].sum() == 0.0
+    assert feature(full, "nodes", 1, "evacuable") == 1.0
 
 
 def test_masks_and_occupancy() -> None:

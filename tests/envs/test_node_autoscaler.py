@@ -8,7 +8,8 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.common_pb2 import LabelSelectorOperator  # type: ignore[attr-defined]  # generated
 
 from rayfold.envs.cluster import ClusterSpec, Deployment, NodeType, ReplicaShape
-from rayfold.envs.node_autoscaler import add_node, choose_launches, count_nodes, is_expired, remove_node
+from rayfold.envs.node_autoscaler import add_node, choose_launches, is_expired, remove_node
+from rayfold.envs.safety import count_nodes
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
 from tests.envs.clusters import add_node as put_node
 from tests.envs.clusters import add_replica, empty_state, small_spec

@@ -32,11 +32,14 @@ def is_fenced(state: ClusterState, n: int) -> bool:
 
 
 def test_pack_by_a_sort() -> None:
-    """On 300 random states: the smallest by (fenced, idle unless fenced, what is left, row)."""
+    """On 300 random states: the smallest by (fenced, idle unless fenced, what is left, held with a limit, row).
+
+    A limit per node is a share of a resource of its own; Ray compares that last.
+    """
     num_fenced = num_empty = 0
     for seed in range(300):
         state = random_state(np.random.default_rng(seed))
-        st = state.arrays
+        st, limited = state.arrays, state.spec.arrays.max_per_node > 0
         for d in range(state.spec.num_deployments):
             keys = {
                 n: (
@@ -44,6 +47,7 @@ def test_pack_by_a_sort() -> None:
                     not is_fenced(state, n)
                     and not ((st.replica_node == n) & (st.replica_phase == ReplicaPhase.RUNNING)).any(),
                     tuple(st.node_free[n].round(6)),
+                    tuple(-st.node_held[n, limited]),
                     n,
                 )
                 for n in takers(state, d)
@@ -102,13 +106,16 @@ def test_best_fit_looks_at_the_dear_resource_first() -> None:
 
 
 def test_larger_asks_more() -> None:
-    """By GPUs; equal requests are not larger than each other."""
+    """By GPUs; of equal ones the one with a limit per node; equal requests are not larger than each other."""
     spec = small_spec().arrays
     assert asks_more(spec, TWO, ONE)
     assert asks_more(spec, ONE, HALF)
     assert not asks_more(spec, HALF, TWO)
+    assert asks_more(spec, SINGLE, ONE)
     assert not asks_more(spec, ONE, SINGLE)
-    assert not asks_more(spec, SINGLE, ONE)
+    assert not asks_more(spec, ONE, FIXED)
+    assert not asks_more(spec, FIXED, ONE)
+    assert not asks_more(spec, SINGLE, SINGLE)
 
 
 def test_hold_and_let_go_are_inverse() -> None:

@@ -105,7 +105,8 @@ def test_to_zero_by_way_of_one() -> None:
 
 def test_the_last_replica_has_a_delay_of_its_own() -> None:
     """Three become one after 20 s; the last one stops 35 s after that wish began, not 20 s."""
-    kept, seen = Kept(3), {}
+    kept = Kept(3)
+    seen: dict[int, float] = {}
     for now_s in range(0, 80, 5):
         kept = decide(float(now_s), 0.0, kept.target, kept, zero_s=35.0)
         seen.setdefault(kept.target, now_s)

@@ -113,8 +113,11 @@ def test_ray_serve_one_node_at_a_time_until_it_is_released() -> None:
     state = after(state, first)
     assert len(first.moves) == 1
     source = int(state.arrays.replica_node[first.moves[0].replica_idx])
+    assert (first.moves[0].replica_idx, state.arrays.replica_phase[3]) == (0, ReplicaPhase.STARTING)
     assert policy.plan(later(state, 60.0), rng()).moves == ()
     gone = later(state, 120.0)
+    gone.arrays.replica_phase[:4] = [0, *[ReplicaPhase.RUNNING] * 3]  # the replacement, in row 3, serves
+    gone.arrays.replica_node[0] = gone.arrays.replica_deployment[0] = -1
     gone.arrays.node_phase[source] = NodePhase.ABSENT
     assert policy.plan(gone, rng()).reason == f"node {source} is released"
     fresh = quiet((0, (ONE,)), (0, (ONE,)))

@@ -1,5 +1,8 @@
 """The learned policy plays the decision process as the environment does, for any cluster size."""
 
+import dataclasses
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +81,43 @@ def test_it_is_the_networks_own_play(scenario: Scenario, net: CompactionNet) -> 
         truncated = outcome.truncated
     assert num_moves > 0
     assert by_plan.simulator.state().digest() == by_action.simulator.state().digest()
+
+
+def with_everything(scenario: Scenario) -> Scenario:
+    """The scenario with moves to new nodes allowed."""
+    return dataclasses.replace(scenario, limits=scenario.limits._replace(allow_new_nodes=True))
+
+
+@pytest.mark.parametrize("name", ["smoke", "low_scale"])
+def test_plans_are_the_environments_actions(name: str, net: CompactionNet) -> None:
+    """Sampled with equal generators: cells, evacuations and new nodes make the same moves by plan and by action."""
+    scenario = with_everything(load_scenario(name, synthetic=True))
+    by_plan, by_action = new_episode(scenario, 1), new_episode(scenario, 1)
+    policy, rngs = LearnedPolicy(net, scenario.limits), [np.random.default_rng(7) for _ in range(2)]
+    layout, num_nodes = by_action.layout, len(by_action.simulator.view.arrays.node_type)
+    assert layout.num_nodes == num_nodes
+    elapsed, kinds = 0.0, Counter[str]()
+    for _ in range(150):
+        plan = policy.plan(by_plan.simulator.state(), rngs[0])
+        for move in plan.moves:
+            by_plan.simulator.start(by_plan.simulator.view, move)
+        kinds["new"] += sum(move.node_idx >= num_nodes for move in plan.moves)
+        is_last = by_plan.act(NOOP, 0).truncated
+        generator = torch.Generator().manual_seed(int(rngs[1].integers(2**63 - 1)))
+        num_moves, outcome = 0, None
+        while outcome is None or outcome.num_moves:
+            obs = layout.split(torch.from_numpy(by_action.encode(elapsed)).unsqueeze(0))
+            with torch.inference_mode():
+                source, destination = net.act(obs, generator=generator).actions[0].tolist()
+            outcome = by_action.act(source, destination)
+            elapsed = outcome.dt_intervals
+            num_moves += outcome.num_moves
+            kinds["evacuation" if source > layout.num_cells else "cell"] += outcome.num_moves > 0
+        assert num_moves == len(plan.moves)
+        assert by_plan.simulator.state().digest() == by_action.simulator.state().digest()
+        if is_last:
+            break
+    assert min(kinds["cell"], kinds["evacuation"], kinds["new"]) > 3, kinds
 
 
 def test_same_seed_same_plan(scenario: Scenario, net: CompactionNet) -> None:

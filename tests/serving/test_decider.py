@@ -34,6 +34,7 @@ def _state(now_s: float = 1000.0) -> ClusterState:
     st.gpu_free[:] = [0.0, 1.0, 1.0, 1.0]
     st.replica_deployment[:], st.replica_node[:] = 0, [0, 1]
     st.replica_phase[:], st.replica_gpus[:] = ReplicaPhase.RUNNING, 1
+    st.node_held[:], st.node_num_held[:], st.node_idle_since_s[:] = 1, 1, np.inf
     st.deployment_target[:] = 2
     return ClusterState(spec=spec, now_s=now_s, arrays=st, node_ids=("n0", "n1"), replica_ids=("r0", "r1"))
 

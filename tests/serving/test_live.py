@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -17,11 +18,15 @@ import pytest
 
 from rayfold.envs.cluster import Interval, NodeType
 from rayfold.envs.encoding import encode_state
+from rayfold.envs.ledger import Entry
 from rayfold.envs.moves import Move, MovePhase
 from rayfold.envs.safety import Limits
 from rayfold.envs.state import ClusterState, ReplicaPhase
+from rayfold.envs.state_check import check_state
 from rayfold.errors import ClusterError, ExecutorError
 from rayfold.policies.best_fit import BestFit
+from rayfold.policies.none import NoMoves
+from rayfold.policies.twin import roll_forward, startable
 from rayfold.serving import controller_patch
 from rayfold.serving.attach import deploy_decider, serve_decider
 from rayfold.serving.decider import Mode
@@ -30,6 +35,8 @@ from rayfold.serving.history import History
 from rayfold.serving.live_settings import DeploymentSettings, LiveSettings, NodeTypeSettings
 from rayfold.serving.load import HttpLoad
 from rayfold.serving.snapshot import take_snapshot
+from rayfold.serving.state_file import save_snapshot
+from tests.envs.clusters import constant_traffic
 
 pytestmark = [
     pytest.mark.cluster,
@@ -172,6 +179,25 @@ def _scheduler_class(controller: Any) -> tuple[str, str, bool]:
 
 def _node_of(state: ClusterState, replica_id: str) -> str:
     return state.node_ids[int(state.arrays.replica_node[state.replica_ids.index(replica_id)])]
+
+
+def test_snapshot_file_starts_the_simulator(live: Live, tmp_path: Path) -> None:
+    """The file of a live cluster is all the twin needs: three nodes and five replicas cost what three nodes cost."""
+    save_snapshot(live.address, SETTINGS, tmp_path / "live.npz")
+    loaded = ClusterState.load(tmp_path / "live.npz")
+    check_state(loaded, "live.npz")
+    state = startable(loaded)
+    assert is_calm(state, 5)
+    spec = state.spec
+    num_steps = round(60.0 / spec.settings.substep_s)
+    busy = {d.name: 2.0 * d.autoscaling.target_ongoing_requests * d.autoscaling.max_replicas for d in spec.deployments}
+    traffic = constant_traffic(spec, busy, num_steps)
+    result = roll_forward(state, NoMoves(), [traffic], SETTINGS.limits, np.random.default_rng(0))
+    elapsed_h = result.ledgers[0][Entry.ELAPSED_S] / 3600.0
+    assert elapsed_h == pytest.approx(60.0 / 3600.0)
+    occupied = len(set(state.arrays.replica_node.tolist()))
+    paid_nodes = result.ledgers[0][Entry.NODE_USD] / (4.0 * elapsed_h)
+    assert occupied - 1e-6 <= paid_nodes <= 3.0 + 1e-6
 
 
 @pytest.mark.parametrize(("app", "gpus"), [("plain", 1.0), ("pack", 2.0)])

@@ -18,12 +18,15 @@ from rayfold.envs.cluster import (
     ReplicaShape,
 )
 from rayfold.envs.encoding import encode_state
-from rayfold.envs.safety import Limits
+from rayfold.envs.layout import ObsLayout
+from rayfold.envs.moves import Move
+from rayfold.envs.safety import Limits, Reason, check_move
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
 from rayfold.serving.history import History
 from rayfold.serving.live_settings import DeploymentSettings, LiveSettings, NodeTypeSettings
 from rayfold.serving.raw_cluster import RawCluster, RawDeployment, RawNode, RawReplica
 from rayfold.serving.snapshot import build_state
+from tests.envs.conservation import check_conserved
 
 NOW_S = 1_000_000.0
 FULL = {"GPU": 4.0, "CPU": 8.0, "memory": 8 * 2.0**30, "node:10.0.0.1": 1.0, "object_store_memory": 8e7}
@@ -123,15 +126,25 @@ def test_believes_the_worse_of_two_views() -> None:
 
 
 def test_group_over_two_nodes_is_unmovable() -> None:
-    """A PACK group that spans nodes cannot be moved, and what it holds elsewhere is other work there."""
+    """A PACK group that spans nodes cannot be moved; it holds each bundle where that is, which is no other work."""
     raw = _raw(
         [_node("n1", 1, 1), _node("n2", 1, 1)], [PACK], [_replica("r1", "c", "n1", bundle_node_ids=("n1", "n2"))]
     )
     state = build_state(raw, SETTINGS, History())
-    assert not state.spec.deployments[0].is_movable
-    assert state.arrays.node_others[:, 0].tolist() == [0.0, 1.0]
-    assert state.arrays.node_releasable.tolist() == [True, False]
-    assert state.arrays.gpu_free[0].tolist() == [0.0, 1.0, 1.0, 1.0]
+    st = state.arrays
+    assert check_move(state, Move(0, 1), Limits()).reason is Reason.REPLICA_SPANS_NODES
+    assert st.replica_spans.tolist() == [True]
+    assert st.replica_bundle_node.tolist() == [[0, 1]]
+    assert st.replica_gpus.tolist() == [[0b1, 0b1]]
+    assert st.node_held.tolist() == [[1], [1]]
+    assert st.node_num_held.tolist() == [1, 1]
+    assert not st.node_others.any()
+    assert st.node_idle_since_s.tolist() == [math.inf, math.inf]
+    assert st.gpu_free.tolist() == [[0.0, 1.0, 1.0, 1.0]] * 2
+    check_conserved(state)
+    layout = ObsLayout(2, 1, 1)
+    obs = layout.split(encode_state(state, Limits(), layout))
+    assert obs["source_mask"].sum() == obs["evacuate_mask"].sum() == 0.0
 
 
 def test_head_is_never_a_choice() -> None:
@@ -235,7 +248,10 @@ def _simulated() -> ClusterState:
     st.gpu_free[:] = [[0.0, 1.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
     st.replica_deployment[:], st.replica_node[:] = [0, 1], [0, 1]
     st.replica_phase[:], st.replica_since_s[:] = ReplicaPhase.RUNNING, 100.0
-    st.replica_gpus[:] = [0b01, 0b11]
+    st.replica_gpus[:] = [[0b01, 0], [0b11, 0]]
+    st.node_held[:], st.node_num_held[:] = [[1, 0], [0, 1]], 1
+    st.node_idle_since_s[:] = math.inf
+    check_conserved(ClusterState(spec=spec, now_s=200.0, arrays=st))
     st.deployment_target[:] = 1
     st.deployment_ongoing[:] = st.deployment_ongoing_slow[:] = [1.5, 0.0]
     return ClusterState(spec=spec, now_s=200.0, arrays=st)

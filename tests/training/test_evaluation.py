@@ -68,9 +68,9 @@ def test_evaluation_and_environment_agree() -> None:
     """A policy's plans carried out as environment actions end in the bill that ``run_episode`` reports."""
     scenario = load_scenario("smoke")
     policy = BestFit(scenario.limits)
-    reported = run_episode(scenario, policy, 3, Split.VALIDATION).metrics
+    reported = run_episode(scenario, policy, 4, Split.VALIDATION).metrics
     assert reported["moves"] == 3.0  # on seed 5 there would be nothing to compare
-    episode_rng, policy_rng = np.random.default_rng(3).spawn(2)
+    episode_rng, policy_rng = np.random.default_rng(4).spawn(2)
     episode = Episode(scenario, scenario_layout(scenario), Split.VALIDATION, episode_rng)
     total, truncated = 0.0, False
     while not truncated:

@@ -1,0 +1,229 @@
+"""How fast the cluster model is: environment steps, large clusters, a day of llm_api, memory, threads.
+
+    python benchmarks/env_speed.py [--json OUT]
+
+CPU time of this process, the least of several repeats; only the thread scaling is wall time. Compilation is excluded.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayfold.envs.cluster import (
+    AutoscalingConfig,
+    ClusterSettings,
+    ClusterSpec,
+    Deployment,
+    NodeType,
+    ReplicaShape,
+    SchedulingStrategy,
+)
+from rayfold.envs.encoding import encode_state
+from rayfold.envs.episode import scenario_layout
+from rayfold.envs.generator import GeneratorSettings, TrafficKind
+from rayfold.envs.initial_state import initial_state
+from rayfold.envs.safety import Limits
+from rayfold.envs.scenario import Scenario, Split, load_scenario
+from rayfold.envs.simulator import Simulator
+from rayfold.envs.traffic import Traffic
+from rayfold.envs.traffic_source import GeneratorSource, RequestModel
+from rayfold.envs.vector_env import CompactionVectorEnv
+
+Times = dict[str, float]
+
+
+def fleet(num_nodes: int, num_deployments: int, replicas_per_node: float = 4.0) -> Scenario:
+    """8-GPU nodes of one type, deployments of 1 and 2 GPUs, generated daily traffic."""
+    most = max(2, round(1.3 * replicas_per_node * num_nodes / num_deployments))
+    deployments = tuple(
+        Deployment(
+            name=f"d{i}",
+            shape=ReplicaShape(bundles=({"GPU": 1.0 + i % 2, "CPU": 4.0, "memory_gib": 32.0},)),
+            autoscaling=AutoscalingConfig(min_replicas=1, max_replicas=most, target_ongoing_requests=8),
+            max_ongoing_requests=16.0,
+        )
+        for i in range(num_deployments)
+    )
+    node = NodeType(
+        name="a100",
+        resources={"GPU": 8.0, "CPU": 96.0, "memory_gib": 1024.0},
+        price_usd_per_h=27.0,
+        max_nodes=num_nodes,
+    )
+    spec = ClusterSpec(
+        node_types=(node,), deployments=deployments, settings=ClusterSettings(scheduling=SchedulingStrategy.PACK)
+    )
+    service_s, mean = np.full(num_deployments, 2.0), 8.0 * most / 1.3 / 2.0
+    generator = GeneratorSettings(kind=TrafficKind.DIURNAL, mean_rps=mean, swing_frac=0.2)
+    return Scenario(
+        name=f"{num_nodes}x{num_deployments}",
+        description="",
+        spec=spec,
+        limits=Limits(),
+        source=GeneratorSource(settings=(generator,) * num_deployments, bin_s=60.0),
+        requests=RequestModel(service_s, np.full(num_deployments, 100.0), np.full(num_deployments, 2.0)),
+        horizon_s=86400.0,
+    )
+
+
+def least_s(run: Callable[[], None], repeats: int, clock: Callable[[], float] = time.process_time) -> float:
+    """Least time of several runs."""
+    times = []
+    for _ in range(repeats):
+        begun = clock()
+        run()
+        times.append(clock() - begun)
+    return min(times)
+
+
+def random_valid(env: CompactionVectorEnv, obs: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int64]:
+    """A random allowed move in each cluster, or NOOP with probability 0.2 and where there is none."""
+    parts, d = env.layout.split(obs), env.layout.num_deployments
+    actions = np.zeros((env.num_envs, 2), np.int64)
+    for b in np.flatnonzero(rng.random(env.num_envs) >= 0.2):
+        cells = np.flatnonzero(parts["source_mask"][b])
+        if not len(cells):
+            continue
+        cell = int(rng.choice(cells))
+        takers = np.flatnonzero(parts["destination_mask"][b][:, cell % d])
+        takers = takers[takers != cell // d]
+        if len(takers):
+            actions[b] = 1 + cell, int(rng.choice(takers))
+    return actions
+
+
+def step_speed(num_envs: int = 64, num_steps: int = 300, repeats: int = 3) -> Times:
+    """16 nodes x 12 deployments: the same random actions with observations and without."""
+    scenario, rng = fleet(16, 12), np.random.default_rng(0)
+    env = CompactionVectorEnv([scenario], num_envs)
+    obs, _ = env.reset(seed=0)
+    actions = []
+    for _ in range(num_steps):
+        actions.append(random_valid(env, obs, rng))
+        obs = env.step(actions[-1])[0]
+    moves = float(np.mean([(a[:, 0] > 0).mean() for a in actions]))
+
+    def play(step: Callable[[NDArray[np.int64]], Any]) -> float:
+        best = np.inf
+        for _ in range(repeats):
+            env.reset(seed=0)
+            begun = time.process_time()
+            for action in actions:
+                step(action)
+            best = min(best, time.process_time() - begun)
+        return float(num_envs * num_steps / best)
+
+    return {"move_frac": moves, "steps_per_s": play(env.step), "steps_per_s_blind": play(env.step_blind)}
+
+
+def thread_scaling(num_envs: int = 256, num_steps: int = 60) -> Times:
+    """Wall time of one thread over wall time of two, NOOPs with observations."""
+    actions, wall = np.zeros((num_envs, 2), np.int64), {}
+    for num_threads in (1, 2):
+        env = CompactionVectorEnv([fleet(16, 12)], num_envs, num_threads=num_threads)
+        env.reset(seed=0)
+
+        def play(env: CompactionVectorEnv = env) -> None:
+            for _ in range(num_steps):
+                env.step(actions)
+
+        wall[num_threads] = least_s(play, 3, time.perf_counter)
+        env.close()
+    return {"two_threads_over_one": wall[1] / wall[2]}
+
+
+def size_scaling(sizes: tuple[int, ...] = (10, 32, 100, 316, 1000), num_ticks: int = 20) -> list[Times]:
+    """A tick of 60 s, and masks with observation, by number of nodes; 50 deployments, 4 replicas a node."""
+    rows = []
+    for num_nodes in sizes:
+        scenario = fleet(num_nodes, 50)
+        traffic = scenario.with_horizon(7200.0).sample(np.random.default_rng(0), Split.TRAIN)
+        state = initial_state(scenario.spec, traffic, np.random.default_rng(0))
+        sim = Simulator(state, traffic, scenario.limits, np.random.default_rng(0))
+        layout = scenario_layout(scenario)
+        out = np.zeros(layout.size, np.float32)
+        sim.advance(12)
+        encode_state(sim.view, scenario.limits, layout, 0.0, out)
+        begun = time.process_time()
+        for _ in range(num_ticks):
+            sim.advance(12)
+        tick_s = (time.process_time() - begun) / num_ticks
+        view = sim.view
+        begun = time.process_time()
+        for _ in range(num_ticks):
+            encode_state(view, scenario.limits, layout, 0.0, out)
+        encode_s = (time.process_time() - begun) / num_ticks
+        replicas = int((view.arrays.replica_phase > 0).sum())
+        rows.append({"nodes": num_nodes, "replicas": replicas, "tick_ms": 1e3 * tick_s, "obs_ms": 1e3 * encode_s})
+    return rows
+
+
+def exponent(rows: list[Times], name: str) -> float:
+    """Slope of the logarithms."""
+    return float(np.polyfit(np.log([r["nodes"] for r in rows]), np.log([r[name] for r in rows]), 1)[0])
+
+
+def day_of_llm_api(repeats: int = 5) -> Times:
+    """24 h at a 30 s tick, nothing moved; drawing the traffic and the first state is told apart."""
+    scenario = load_scenario("llm_api", synthetic=True)
+    settings = replace(scenario.spec.settings, decision_interval_s=30.0)
+    scenario = replace(scenario, spec=replace(scenario.spec, settings=settings))
+
+    def begin() -> Simulator:
+        rng = np.random.default_rng(0)
+        traffic: Traffic = scenario.sample(rng, Split.TRAIN)
+        return Simulator(initial_state(scenario.spec, traffic, rng), traffic, scenario.limits, rng)
+
+    def run(sim: Simulator) -> None:
+        while sim.num_steps_left:
+            sim.advance(6)
+
+    run(begin())
+    sims: list[Simulator] = []
+    reset_s = least_s(lambda: sims.append(begin()), repeats)
+    return {"day_ms": 1e3 * least_s(lambda: run(sims.pop()), repeats), "reset_ms": 1e3 * reset_s}
+
+
+def memory_mb(num_nodes: int = 64, num_deployments: int = 12) -> float:
+    """Arrays of one environment with a 24 h episode; the description is shared by all."""
+    env = CompactionVectorEnv([fleet(num_nodes, num_deployments)], 1)
+    env.reset(seed=0)
+    world = env.episodes[0].world()
+
+    def size(value: Any) -> int:
+        if isinstance(value, np.ndarray):
+            return value.nbytes
+        return sum(size(part) for part in value) if isinstance(value, tuple) else 0
+
+    return (size(world) - size(world.spec) + 4 * env.layout.size) / 2**20
+
+
+def main() -> None:
+    """Prints every figure, and writes them as JSON if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    sizes = size_scaling()
+    result = {
+        "16x12": step_speed(),
+        "threads": thread_scaling(),
+        "sizes": sizes,
+        "exponents": {name: exponent(sizes, name) for name in ("tick_ms", "obs_ms")},
+        "llm_api": day_of_llm_api(),
+        "memory_mb": memory_mb(),
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if args.json:
+        args.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""What several verbs of the command line share: options, and what their values mean."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["SyntheticOption", "TracesOption", "names", "traces_dir"]
+
+TracesOption = Annotated[
+    Path | None, typer.Option("--traces", help="Folder with the trace files; default $RAYFOLD_TRACES or ./traces.")
+]
+SyntheticOption = Annotated[bool, typer.Option("--synthetic", help="Generated traffic instead of the trace files.")]
+
+
+def traces_dir(given: Path | None) -> Path:
+    """The folder to look for trace files in."""
+    return given or Path(os.environ.get("RAYFOLD_TRACES") or "traces")
+
+
+def names(text: str) -> tuple[str, ...]:
+    """A comma-separated list."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
