@@ -180,6 +180,10 @@ def _check_size(model: ScenarioModel, where: str) -> None:
         raise InputError(
             f"{where}: deployments", f"at most {_MAX_REPLICAS} replicas in all (max_replicas)", num_replicas
         )
+    names = {name for t in model.node_types for name in t.resources}
+    names |= {name for d in each for bundle in d.shape.bundles for name in bundle}
+    if len(names) > _MAX_RESOURCES:
+        raise InputError(f"{where}: node_types", f"at most {_MAX_RESOURCES} resources in all", len(names))
 
 
 def _check_divides(part_s: float, whole_s: float, where: str) -> None:
