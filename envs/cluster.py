@@ -337,8 +337,9 @@ def _demand_arrays(spec: ClusterSpec) -> dict[str, NDArray[Any]]:
     usable = fits | (can_span[:, None] & bundle_fits)
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.nan_to_num(demand[:, None] / capacity[None], nan=0.0, posinf=np.inf)  # (D, T, K)
-    usd = np.where(usable & ~is_head, share.max(-1) * price, np.inf).min(-1)
-    bound = np.where(usable[..., None], share * price[:, None], np.inf).min(1)
+        # No GPU on the head, which costs nothing: nan, and not usable.
+        usd = np.where(usable & ~is_head, share.max(-1) * price, np.inf).min(-1)
+        bound = np.where(usable[..., None], share * price[:, None], np.inf).min(1)
     whole = np.abs(bundle[:, :, 0] - np.round(bundle[:, :, 0])) < 1e-9
     return {
         "demand": demand,

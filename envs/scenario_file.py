@@ -26,7 +26,7 @@ from rayfold.envs.scenario_schema import (
 from rayfold.envs.yaml_text import MAX_CHARACTERS
 from rayfold.errors import InputError
 
-__all__ = ["ScenarioFile", "open_scenario", "shipped_scenarios", "to_spec"]
+__all__ = ["ScenarioFile", "open_scenario", "read_shipped", "shipped_scenarios", "to_spec"]
 
 _INTERVALS = {"boot_s", "stockout_s", "other_work_s"}  # of a node type
 _MAX_NODES, _MAX_DEPLOYMENTS, _MAX_REPLICAS = 20_000, 2_000, 200_000
@@ -60,7 +60,7 @@ def open_scenario(name_or_path: str | Path) -> ScenarioFile:
     name = str(name_or_path)
     if name in shipped_scenarios():
         return ScenarioFile(
-            name, f"{name}.yaml", None, parse_scenario(_read_shipped(name), f"{name}.yaml", _read_shipped)
+            name, f"{name}.yaml", None, parse_scenario(read_shipped(name), f"{name}.yaml", read_shipped)
         )
     path = Path(name_or_path)
     try:
@@ -70,12 +70,17 @@ def open_scenario(name_or_path: str | Path) -> ScenarioFile:
         known = f"a readable YAML file or one of {', '.join(shipped_scenarios())}"
         reason = "no such file" if isinstance(err, FileNotFoundError) else f"{type(err).__name__}: {err}"
         raise InputError(f"scenario {name}", known, reason) from None
-    return ScenarioFile(path.stem, name, path.parent, parse_scenario(text, name, _read_shipped))
+    return ScenarioFile(path.stem, name, path.parent, parse_scenario(text, name, read_shipped))
 
 
-def _read_shipped(name: str) -> str:
+def read_shipped(name: str) -> str:
+    """Text of a shipped scenario.
+
+    Raises:
+        InputError: There is none of this name.
+    """
     if name not in shipped_scenarios():
-        raise InputError("extends", f"one of {', '.join(shipped_scenarios())}", repr(name))
+        raise InputError("extends", f"one of {', '.join(shipped_scenarios())}", repr(name[:60]))
     return (resources.files("rayfold.envs.scenarios") / f"{name}.yaml").read_text("utf-8")
 
 
@@ -175,6 +180,10 @@ def _check_size(model: ScenarioModel, where: str) -> None:
         raise InputError(
             f"{where}: deployments", f"at most {_MAX_REPLICAS} replicas in all (max_replicas)", num_replicas
         )
+    names = {name for t in model.node_types for name in t.resources}
+    names |= {name for d in each for bundle in d.shape.bundles for name in bundle}
+    if len(names) > _MAX_RESOURCES:
+        raise InputError(f"{where}: node_types", f"at most {_MAX_RESOURCES} resources in all", len(names))
 
 
 def _check_divides(part_s: float, whole_s: float, where: str) -> None:

@@ -33,7 +33,14 @@ def _check_gpus(value: dict[str, float]) -> dict[str, float]:
     return value
 
 
-Text = Annotated[str, StringConstraints(strict=True, min_length=1, strip_whitespace=True)]
+def _check_printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("one line of printable text")
+    return value
+
+
+Sentence = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=1000, strip_whitespace=True)]
+Text = Annotated[Sentence, Field(max_length=200), AfterValidator(_check_printable)]
 # Upper bounds are far above anything real: they keep sums and products finite.
 Amount = Annotated[float, Field(ge=0, le=1e9, strict=True)]
 Positive = Annotated[float, Field(gt=0, le=1e9, strict=True)]
@@ -210,7 +217,7 @@ class TrafficModel(_Model):
 class ScenarioModel(_Model):
     """A scenario file."""
 
-    description: Text
+    description: Sentence
     horizon_s: Annotated[float, Field(gt=0, le=_MAX_HORIZON_S, strict=True)]
     settings: SettingsModel = SettingsModel()
     limits: LimitsModel = LimitsModel()
@@ -279,7 +286,7 @@ def _merged(base: Any, over: Any) -> Any:
 def _first_mistake(err: ValidationError, where: str) -> InputError:
     first = err.errors()[0]
     loc = [str(part) for part in first["loc"] if part != "[key]"]
-    where = f"{where}: {'.'.join(loc)}" if loc else where
+    where = f"{where}: {'.'.join(map(_shown, loc))}" if loc else where
     got = _short(first["input"])
     match first["type"]:
         case "extra_forbidden":
@@ -307,6 +314,11 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def _shown(part: str) -> str:
+    """A key as it is, or in short if it would spoil the line."""
+    return part if part.isprintable() and 0 < len(part) <= 60 else _short(part)
 
 
 def _short(value: object) -> str:

@@ -138,7 +138,7 @@ def layout_of(spec: ClusterSpec) -> ObsLayout:
     return ObsLayout(spec.max_nodes, spec.num_deployments, len(spec.node_types))
 
 
-def play_moves(sims: list[Simulator], rng: np.random.Generator) -> None:
+def play_moves(sims: list[Simulator], rng: np.random.Generator, limits: Limits = LIMITS) -> None:
     """Moves, the same in every simulator: to nodes that are there, to new ones, of whole nodes; some are cancelled."""
     spec, layout = sims[0].spec, layout_of(sims[0].spec)
     under_way = [move_id for move_id in sims[0]._sources if sims[0].phase(move_id) is MovePhase.STARTING]
@@ -150,21 +150,22 @@ def play_moves(sims: list[Simulator], rng: np.random.Generator) -> None:
     for _ in range(int(rng.integers(0, 3))):
         view = sims[0].view
         if rng.random() < 0.15:
-            obs = layout.split(encode_state(view, LIMITS, layout))
+            obs = layout.split(encode_state(view, limits, layout))
             nodes = np.flatnonzero(obs["evacuate_mask"] > 0)
             if len(nodes):
                 chosen = 1 + layout.num_cells + int(rng.choice(nodes))
-                assert {sim.act(layout, chosen, 0, 1) for sim in sims} <= set(range(1, 5))  # the mask is never wrong
+                started = {sim.act(layout, chosen, 0, 1) for sim in sims}
+                assert started <= set(range(1, limits.max_concurrent_moves + 1))  # the mask is never wrong
             continue
         source, destination = np.zeros((2, layout.num_nodes, layout.num_deployments), np.float32)
         new_node = np.zeros((layout.num_types, layout.num_deployments), np.float32)
-        move_masks(spec.arrays, view.arrays, view.now_s, LIMITS, source, destination, new_node)
+        move_masks(spec.arrays, view.arrays, view.now_s, limits, source, destination, new_node)
         cells = np.argwhere(source > 0)
         if not len(cells):
             continue
         n, d = cells[rng.integers(len(cells))]
         others = [m for m in np.flatnonzero(np.concatenate([destination, new_node])[:, d]) if m != n]
-        r = movable_replica(spec.arrays, view.arrays, view.now_s, LIMITS, n, d)
+        r = movable_replica(spec.arrays, view.arrays, view.now_s, limits, n, d)
         assert not view.arrays.replica_spans[r]
         move, is_cancelled = Move(int(r), int(rng.choice(others))), rng.random() < 0.15
         for sim in sims:

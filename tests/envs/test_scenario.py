@@ -54,8 +54,8 @@ def test_shipped_scenarios_load_and_sample_without_traces(name: str) -> None:
     assert scenario.description.endswith(".")
     assert scenario.is_synthetic
     assert scenario.traffic_name == "generated"
-    assert spec.max_nodes <= 24
-    assert spec.arrays.fits_type.any(1).all()
+    spans = spec.arrays.can_span[:, None] & spec.arrays.bundle_fits_type
+    assert (spec.arrays.fits_type | spans).any(1).all()
     traffic = scenario.sample(np.random.default_rng(0), Split.TRAIN)
     num_steps = round(scenario.horizon_s / spec.settings.substep_s)
     assert traffic.num_steps == num_steps
@@ -205,13 +205,17 @@ def test_llm_api_uses_the_24_series_and_the_listed_prices() -> None:
 
 
 def test_llm_api_mixes_replica_sizes() -> None:
-    """1 to 8 GPUs, mostly small, with PACK and STRICT_PACK groups and H100-only models."""
+    """1 to 8 GPUs, mostly small, STRICT_PACK groups and H100-only models; Serve packs, and not with PACK groups."""
     spec = load_scenario("llm_api", synthetic=True).spec
     gpus = [int(d.shape.total("GPU")) for d in spec.deployments]
     assert set(gpus) == {1, 2, 4, 8}
     assert gpus.count(1) > len(gpus) / 2
     strategies = {d.shape.strategy for d in spec.deployments}
-    assert strategies == set(PlacementGroupStrategy) - {PlacementGroupStrategy.SPREAD}
+    assert strategies == {PlacementGroupStrategy.NONE, PlacementGroupStrategy.STRICT_PACK}
+    assert spec.packs
+    groups = load_scenario("llm_api_pack_groups", synthetic=True).spec
+    assert {d.shape.strategy for d in groups.deployments} == {PlacementGroupStrategy.PACK}
+    assert not groups.packs
     h100_only = [d for d in spec.deployments if d.label_selector]
     assert 0 < len(h100_only) <= 4
 
@@ -248,7 +252,7 @@ def test_low_scale_scales_a_down(seed: int) -> None:
 
 @pytest.mark.parametrize("name", ["low_scale", "smoke", "local_demo"])
 def test_compaction_has_something_to_do(name: str) -> None:
-    """Without moves, most episodes pay for a node more than the replicas need, for a tenth of the time or longer."""
+    """Without moves, half of the episodes or more pay for a node that is not needed, a tenth of the time or longer."""
     scenario = load_scenario(name)
     gpus = scenario.spec.arrays.demand[:, 0]
     num_wasteful = 0
@@ -263,4 +267,4 @@ def test_compaction_has_something_to_do(name: str) -> None:
             needed = np.ceil(gpus[st.replica_deployment[st.replica_deployment >= 0]].sum() / 4)
             wasteful.append(len(np.unique(st.replica_node[st.replica_node >= 0])) > needed)
         num_wasteful += np.mean(wasteful) >= 0.1
-    assert num_wasteful >= 6
+    assert num_wasteful >= 4

@@ -179,7 +179,7 @@ def test_not_a_mapping(tmp_path: Path, text: str) -> None:
 def test_no_such_scenario(tmp_path: Path) -> None:
     """An unknown name lists the shipped ones; folders and binary files are refused alike."""
     with pytest.raises(
-        InputError, match=r"scenario nonesuch: expected a readable YAML file or one of llm_api, .*no such"
+        InputError, match=r"scenario nonesuch: expected a readable YAML file or one of busy_100, .*no such"
     ):
         load_scenario("nonesuch")
     with pytest.raises(InputError, match="IsADirectoryError"):
@@ -372,7 +372,7 @@ def test_what_no_machine_could_hold_is_refused(
 
 
 def test_sizes_add_up_before_they_are_refused(tmp_path: Path) -> None:
-    """Nodes, deployments, replicas and bundles of a gang."""
+    """Nodes, deployments, replicas, bundles of a gang and kinds of resources."""
     data = _valid()
     data["node_types"] += [data["node_types"][1] | {"name": f"t{i}", "max_nodes": 10_000} for i in range(2)]
     assert _error(tmp_path, yaml.safe_dump(data))[1] == "node_types"
@@ -385,6 +385,9 @@ def test_sizes_add_up_before_they_are_refused(tmp_path: Path) -> None:
     data = _valid()
     data["deployments"][0] |= {"gang_size": 64, "shape": {"bundles": [{"GPU": 1}] * 2, "strategy": "PACK"}}
     assert _error(tmp_path, yaml.safe_dump(data))[1] == "deployments.0.gang_size"
+    data = _valid()
+    data["node_types"][0]["resources"] |= {f"r{i}": 1 for i in range(40)}
+    assert _error(tmp_path, yaml.safe_dump(data))[1] == "node_types"
 
 
 def test_a_scenario_may_extend_one_that_extends(tmp_path: Path) -> None:

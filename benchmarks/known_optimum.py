@@ -1,0 +1,63 @@
+"""How near heuristics come to the least number of nodes, where it is known.
+
+``python benchmarks/known_optimum.py [--nodes 100,500,1000] [--seeds 3] [--json F]``. Every move is done at once
+and costs nothing: this is about how a policy packs.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayfold.envs.known_optimum import AWKWARD, MIXED, known_optimum
+from rayfold.envs.safety import Limits
+from rayfold.policies.by_name import make_policy
+from rayfold.policies.consolidation import consolidate
+
+LIMITS = Limits(max_concurrent_moves=8, deployment_cooldown_s=0.0)
+POLICIES = ("none", "best_fit", "dearest_first")  # ray_serve waits between moves, and no time passes here
+SIZES = {"mixed": MIXED, "awkward": AWKWARD}
+
+
+def measure(num_nodes: int, sizes: str, name: str, num_seeds: int) -> dict[str, Any]:
+    """One row: mean over ``num_seeds`` states."""
+    used, begin_s = [], time.perf_counter()
+    for seed in range(num_seeds):
+        state, optimum = known_optimum(num_nodes, np.random.default_rng(seed), SIZES[sizes])
+        end = consolidate(make_policy(name, LIMITS), state, LIMITS, np.random.default_rng(seed))
+        used.append(int((end.arrays.node_num_held > 0).sum()))
+    return {
+        "nodes": num_nodes,
+        "sizes": sizes,
+        "policy": name,
+        "optimum": optimum,
+        "mean_nodes_left": float(np.mean(used)),
+        "over_optimum": float(np.mean(used)) / optimum - 1.0,
+        "s_per_state": round((time.perf_counter() - begin_s) / num_seeds, 2),
+    }
+
+
+def main() -> None:
+    """Prints one line per number of nodes, sizes and policy."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("--nodes", default="100,500,1000")
+    parser.add_argument("--policies", default=",".join(POLICIES))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    rows = []
+    for num_nodes, sizes, name in itertools.product(args.nodes.split(","), SIZES, args.policies.split(",")):
+        rows.append(measure(int(num_nodes), sizes, name, args.seeds))
+        sys.stdout.write(json.dumps(rows[-1]) + "\n")
+        sys.stdout.flush()
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
