@@ -46,6 +46,7 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012  # an instance attribute of the base class
+    _pool: ThreadPoolExecutor | None = None
 
     def __init__(
         self,
@@ -76,14 +77,29 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         self.episodes: list[Episode] = []
         self._scale = np.full(num_envs, reward_scale, np.float64)  # (B,) reward per US dollar
         self._ended = np.zeros(num_envs, np.bool_)
+        self._num_threads = num_threads
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Tables of addresses, which hold in this process only."""
         self._parts = parts_of(np.zeros(self.layout.size, np.float32), self.layout)  # a prototype
         address = self._parts[0].ctypes.data
         row = np.array(list(row_of(self._parts)), np.int64)
         self._address_columns = np.array(_address_columns(self._parts))
         self._offsets = row[self._address_columns] - address
-        self._parts_table = np.tile(row, (num_envs, 1))
-        self._num_threads = num_threads
-        self._pool = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
+        self._parts_table = np.tile(row, (self.num_envs, 1))
+        self._worlds = [episode.world() for episode in self.episodes]
+        self._table = np.array([list(row_of(world)) for world in self._worlds], np.int64)
+        self._pool = ThreadPoolExecutor(self._num_threads) if self._num_threads > 1 else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the addresses and the threads."""
+        local = {"_parts", "_address_columns", "_offsets", "_parts_table", "_worlds", "_table", "_pool"}
+        return {name: value for name, value in self.__dict__.items() if name not in local}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lay_out()
 
     def _begin(self, b: int) -> Episode:
         rng = self._rngs[b]
