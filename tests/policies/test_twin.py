@@ -159,7 +159,9 @@ def test_deployments_are_found_by_name_in_any_order() -> None:
 def test_history_is_the_training_days(tmp_path: Path) -> None:
     """Of a two-day trace with one training day, the second day is never seen."""
     rows = [f"{t * 3600},s,{3600 if t < 24 else 99999},," for t in range(48)]
-    (tmp_path / "x_3600s.csv").write_text("t_s,series_id,requests,input_tokens,output_tokens\n" + "\n".join(rows) + "\n")
+    (tmp_path / "x_3600s.csv").write_text(
+        "t_s,series_id,requests,input_tokens,output_tokens\n" + "\n".join(rows) + "\n"
+    )
     (tmp_path / "one.yaml").write_text(
         "description: one\n"
         "horizon_s: 3600\n"
