@@ -315,13 +315,13 @@ class Mean(NamedTuple):
 # replicas is ready first) is decided either way by the draws, and then nodes and placement differ to the end.
 LARGEST = {
     "ten_minutes": Mean(
-        node_error=0.25,
-        hours_off=0.06,
+        node_error=0.15,
+        hours_off=0.04,
         replica_error=0.05,
         target_error=0.03,
         target_gap_s=2.0,
-        by_type=0.85,
-        by_node=0.75,
+        by_type=0.95,
+        by_node=0.95,
         ramp_by_node=0.95,
     ),
     # Start-ups of 2 to 21 s, drawn one by one, cannot tell which replicas were the slow ones.
@@ -331,10 +331,9 @@ LARGEST = {
         replica_error=0.12,
         target_error=0.03,
         target_gap_s=2.0,
-        by_type=0.80,
-        by_node=0.70,
-        # Ray's round robin goes on from wherever it stood, which no snapshot tells; the simulator's begins at row 0.
-        ramp_by_node=0.75,
+        by_type=0.90,
+        by_node=0.80,
+        ramp_by_node=0.80,
     ),
 }
 
