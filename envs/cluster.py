@@ -228,6 +228,7 @@ class SpecArrays(NamedTuple):
     num_selectors: NDArray[np.int64]  # (D,) the label selector and its fallbacks
     launch_rank: NDArray[np.int64]  # (D,) 0 = the node autoscaler packs it first; equal requests share a rank
     max_per_node: NDArray[np.int64]  # (D,) 0 = no limit
+    limited: NDArray[np.int64]  # rows of the deployments that have such a limit
     min_replicas: NDArray[np.int64]  # (D,)
     max_replicas: NDArray[np.int64]  # (D,)
     initial_replicas: NDArray[np.int64]  # (D,) -1 = not said
@@ -376,6 +377,7 @@ def _deployment_arrays(deployments: tuple[Deployment, ...]) -> dict[str, NDArray
     ]
     return {
         "max_per_node": ints([d.max_replicas_per_node for d in deployments]),
+        "limited": ints([i for i, d in enumerate(deployments) if d.max_replicas_per_node > 0]),
         "min_replicas": -(-ints([a.min_replicas for a in scaling]) // gang),
         "max_replicas": ints([a.max_replicas for a in scaling]) // gang,
         "initial_replicas": np.where(initial < 0, -1, -(-initial // gang)),

@@ -12,14 +12,14 @@ from numba import njit
 from numpy.typing import NDArray
 
 from rayfold.envs.cluster import SpecArrays
-from rayfold.envs.devices import EPS, can_take_gpus, take_gpus
+from rayfold.envs.devices import take_gpus
 from rayfold.envs.jit import inner, kernel
 from rayfold.envs.safety import (
     Limits,
-    can_take_bundles,
     count_nodes,
     deployments_that_may_move,
     destination_node_reason,
+    has_capacity,
     source_node_reason,
 )
 from rayfold.envs.state import ReplicaPhase, StateArrays
@@ -250,7 +250,7 @@ def _plan(
     for i in range(first, end):
         before, d = d, deployment[rows[i]]
         # A node that took one of these has the least left of all: if it still fits it is the best fit again.
-        is_known = d == before and _still_fits(
+        is_known = d == before and has_capacity(
             demand, bundle, num_bundles, max_per_node, sums_gpus, node_free, gpu_free, held, d, best
         )
         if not is_known:
@@ -261,7 +261,7 @@ def _plan(
                 if best >= 0 and not _has_less(node_free, n, best):
                     continue
                 # What may_take said before the plan took room on n has to be said again.
-                if is_touched[n] and not _still_fits(
+                if is_touched[n] and not has_capacity(
                     demand, bundle, num_bundles, max_per_node, sums_gpus, node_free, gpu_free, held, d, n
                 ):
                     continue
@@ -301,30 +301,6 @@ def _plan(
 def _copy_row(source: NDArray[np.float64], target: NDArray[np.float64], n: int) -> None:
     for k in range(source.shape[1]):
         target[n, k] = source[n, k]
-
-
-@inner
-def _still_fits(
-    demand: NDArray[np.float64],
-    bundle: NDArray[np.float64],
-    num_bundles: NDArray[np.int64],
-    max_per_node: NDArray[np.int64],
-    sums_gpus: NDArray[np.bool_],
-    node_free: NDArray[np.float64],
-    gpu_free: NDArray[np.float64],
-    held: NDArray[np.int64],
-    d: int,
-    n: int,
-) -> bool:
-    """``safety.capacity_reason`` without the labels, on the arrays themselves."""
-    for k in range(demand.shape[1]):
-        if demand[d, k] > node_free[n, k] + EPS:
-            return False
-    if max_per_node[d] > 0 and held[n, d] >= max_per_node[d]:
-        return False
-    if sums_gpus[d]:
-        return bool(can_take_gpus(gpu_free, n, demand[d, 0]))
-    return bool(can_take_bundles(bundle, num_bundles, gpu_free, d, n))
 
 
 @njit(cache=True, inline="always")

@@ -26,13 +26,8 @@ class _Items(NamedTuple):
     """What waits for a node, in the order in which Ray packs it."""
 
     deployment: NDArray[np.int64]  # (I,)
-    bundle: NDArray[np.int64]  # (I,) -1 = the whole replica
-
-
-@inner
-def _asked(spec: SpecArrays, items: _Items, i: int, k: int) -> float:
-    d, j = items.deployment[i], items.bundle[i]
-    return float(spec.demand[d, k] if j < 0 else spec.bundle[d, j, k])
+    is_whole: NDArray[np.bool_]  # (I,) the whole replica, not one of its bundles
+    asked: NDArray[np.float64]  # (I, K)
 
 
 @inner
@@ -46,27 +41,30 @@ def _fill(
         whose labels are asked for, by the first selector rather than by a fallback; a GPU node is kept for those that
         ask for GPUs; then count the kinds of resources asked for, then lowest and mean of ``capacity * use ** 3``.
     """
-    num_resources = spec.demand.shape[1]
+    # Local names: numba counts references at every access to a field.
+    deployment, is_whole, asked = items.deployment, items.is_whole, items.asked
+    fits_type, bundle_fits_type, num_labels = spec.fits_type, spec.bundle_fits_type, spec.num_labels
+    num_selectors, label_rank = spec.num_selectors, spec.label_rank
+    num_resources = asked.shape[1]
     packed, wants_gpu, label_score = 0, False, 0.0
     is_asked = np.zeros(num_resources, np.bool_)
-    for i in range(items.deployment.shape[0]):
-        d = items.deployment[i]
-        fits_type = spec.fits_type[d, t] if items.bundle[i] < 0 else spec.bundle_fits_type[d, t]
-        if taken[i] or not fits_type:
+    for i in range(deployment.shape[0]):
+        d = deployment[i]
+        if taken[i] or not (fits_type[d, t] if is_whole[i] else bundle_fits_type[d, t]):
             continue
         fits = True
         for k in range(num_resources):
-            if _asked(spec, items, i, k) > free[k] + EPS:
+            if asked[i, k] > free[k] + EPS:
                 fits = False
         if fits:
             taken[i] = True
             packed += 1
-            wants_gpu = wants_gpu or _asked(spec, items, i, 0) > 0.0
-            if spec.num_labels[d] > 0:
-                label_score = max(label_score, float(spec.num_selectors[d] - spec.label_rank[d, t]))
+            wants_gpu = wants_gpu or asked[i, 0] > 0.0
+            if num_labels[d] > 0:
+                label_score = max(label_score, float(num_selectors[d] - label_rank[d, t]))
             for k in range(num_resources):
-                free[k] -= _asked(spec, items, i, k)
-                is_asked[k] = is_asked[k] or _asked(spec, items, i, k) > 0.0
+                free[k] -= asked[i, k]
+                is_asked[k] = is_asked[k] or asked[i, k] > 0.0
     lowest, total, kinds, matching = np.inf, 0.0, 0, 0
     for k in range(num_resources):
         capacity = spec.type_capacity[t, k]
@@ -86,23 +84,31 @@ def _fill(
 @inner
 def _waiting(spec: SpecArrays, st: StateArrays) -> _Items:
     """Pending replicas that no node is being launched for; bundle by bundle those that may and have to span nodes."""
-    num_types = spec.type_capacity.shape[0]
-    num_items, max_bundles = 0, spec.bundle.shape[1]
-    deployment = np.empty(st.replica_phase.shape[0] * max_bundles, np.int64)
-    bundle = np.empty_like(deployment)
-    for r in range(st.replica_phase.shape[0]):
-        if st.replica_phase[r] != _PENDING or st.replica_pinned_node[r] >= 0:
-            continue
-        d = st.replica_deployment[r]
-        is_whole = not spec.can_span[d]
-        for t in range(num_types):
-            is_whole = is_whole or spec.fits_type[d, t]
-        for j in range(1 if is_whole else spec.num_bundles[d]):
-            deployment[num_items] = d
-            bundle[num_items] = -1 if is_whole else j
-            num_items += 1
-    order = np.argsort(spec.launch_rank[deployment[:num_items]], kind="mergesort")
-    return _Items(deployment[:num_items][order], bundle[:num_items][order])
+    phase, pinned, rows_of = st.replica_phase, st.replica_pinned_node, st.replica_deployment
+    needs_whole = np.zeros(spec.demand.shape[0], np.bool_)
+    for d in range(needs_whole.shape[0]):
+        needs_whole[d] = not spec.can_span[d] or spec.fits_type[d].any()
+    num_items = 0
+    for r in range(phase.shape[0]):
+        if phase[r] == _PENDING and pinned[r] < 0:
+            num_items += 1 if needs_whole[rows_of[r]] else spec.num_bundles[rows_of[r]]
+    deployment, bundle = np.empty(num_items, np.int64), np.full(num_items, -1)
+    i = 0
+    for r in range(phase.shape[0]):
+        if phase[r] == _PENDING and pinned[r] < 0:
+            d = rows_of[r]
+            for j in range(1 if needs_whole[d] else spec.num_bundles[d]):
+                deployment[i] = d
+                bundle[i] = -1 if needs_whole[d] else j
+                i += 1
+    order = np.argsort(spec.launch_rank[deployment], kind="mergesort")
+    deployment, bundle = deployment[order], bundle[order]
+    asked = np.empty((num_items, spec.demand.shape[1]))
+    for i in range(num_items):
+        d, j = deployment[i], bundle[i]
+        for k in range(asked.shape[1]):
+            asked[i, k] = spec.demand[d, k] if j < 0 else spec.bundle[d, j, k]
+    return _Items(deployment, bundle < 0, asked)
 
 
 @kernel
@@ -141,8 +147,9 @@ def choose_launches(spec: SpecArrays, st: StateArrays) -> NDArray[np.int64]:
 def _free_for_others(spec: SpecArrays, st: StateArrays, n: int) -> NDArray[np.float64]:
     """``(K,)`` what a booting node leaves to replicas that are not pinned to it."""
     free: NDArray[np.float64] = st.node_free[n].copy()
-    for r in range(st.replica_phase.shape[0]):
-        if st.replica_phase[r] == _PENDING and st.replica_pinned_node[r] == n:
+    phase, pinned = st.replica_phase, st.replica_pinned_node
+    for r in range(phase.shape[0]):
+        if pinned[r] == n and phase[r] == _PENDING:
             free -= spec.demand[st.replica_deployment[r]]
     return free
 

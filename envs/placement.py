@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import release_gpus, take_gpus
 from rayfold.envs.jit import inner, kernel
-from rayfold.envs.safety import capacity_reason
+from rayfold.envs.safety import capacity_reason, has_capacity
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
 __all__ = ["active_nodes", "asks_more", "hold", "less_left", "let_go", "pack_node", "replicas_to_stop", "spread_node"]
@@ -112,29 +112,32 @@ def less_left(spec: SpecArrays, st: StateArrays, a: int, b: int) -> bool:
     return False
 
 
-@kernel
-def fits_better(spec: SpecArrays, st: StateArrays, a: int, b: int) -> bool:
-    """``less_left``, and of nodes with as much left the one with more replicas that have a limit per node.
+@inner
+def fits_better(
+    node_free: NDArray[np.float64], node_held: NDArray[np.int64], limited: NDArray[np.int64], a: int, b: int
+) -> bool:
+    """Whether node ``a`` is left with less than ``b``; see ``less_left``. The arguments are the fields of these names.
 
-    The limit is a share of a resource that every node has one of; ``Resources.__lt__`` comes to it last.
+    Of nodes with as much left it is the one with more replicas that have a limit per node: the limit is a share of a
+    resource that every node has one of, and ``Resources.__lt__`` comes to it last.
     """
-    if less_left(spec, st, a, b):
-        return True
-    if less_left(spec, st, b, a):
-        return False
-    for d in range(spec.demand.shape[0]):
-        if spec.max_per_node[d] > 0 and st.node_held[a, d] != st.node_held[b, d]:
-            return bool(st.node_held[a, d] > st.node_held[b, d])
+    for k in range(node_free.shape[1]):
+        left = node_free[a, k] - node_free[b, k]
+        if abs(left) > 1e-9:
+            return bool(left < 0)
+    for i in range(limited.shape[0]):
+        if node_held[a, limited[i]] != node_held[b, limited[i]]:
+            return bool(node_held[a, limited[i]] > node_held[b, limited[i]])
     return False
 
 
 @kernel
 def active_nodes(st: StateArrays) -> NDArray[np.bool_]:
     """Nodes with a running replica: ``(N,)``. To Ray every other node is idle, starting replicas or not."""
-    active = np.zeros(st.node_type.shape[0], np.bool_)
-    for r in range(st.replica_phase.shape[0]):
-        if st.replica_phase[r] == _RUNNING:
-            active[st.replica_node[r]] = True
+    active, phase, node = np.zeros(st.node_type.shape[0], np.bool_), st.replica_phase, st.replica_node
+    for r in range(phase.shape[0]):
+        if phase[r] == _RUNNING:
+            active[node[r]] = True
     return active
 
 
@@ -155,16 +158,21 @@ def pack_node(spec: SpecArrays, st: StateArrays, now_s: float, d: int, active: N
     Returns:
         Node row, -1 if the replica fits nowhere.
     """
+    # Local names: numba counts references at every access to a field.
+    node_type, phase, fenced_until_s, rank = st.node_type, st.node_phase, st.node_fenced_until_s, spec.label_rank
+    node_free, gpu_free, node_held, fits_type = st.node_free, st.gpu_free, st.node_held, spec.fits_type
+    demand, bundle, num_bundles, sums_gpus = spec.demand, spec.bundle, spec.num_bundles, spec.sums_gpus
+    max_per_node, limited = spec.max_per_node, spec.limited
     best, best_stage = -1, 1 << 30
-    for n in range(st.node_type.shape[0]):
-        if st.node_phase[n] != _ALIVE:
+    for n in range(node_type.shape[0]):
+        if phase[n] != _ALIVE or not fits_type[d, node_type[n]]:
             continue
-        stage = 2 * spec.label_rank[d, st.node_type[n]] + int(not active[n])
-        if st.node_fenced_until_s[n] > now_s:
+        stage = 2 * rank[d, node_type[n]] + int(not active[n])
+        if fenced_until_s[n] > now_s:
             stage = 1 << 20  # after every other node, whatever its labels
-        if stage > best_stage or (stage == best_stage and not fits_better(spec, st, n, best)):
+        if stage > best_stage or (stage == best_stage and not fits_better(node_free, node_held, limited, n, best)):
             continue
-        if capacity_reason(spec, st, d, n) == 0:
+        if has_capacity(demand, bundle, num_bundles, max_per_node, sums_gpus, node_free, gpu_free, node_held, d, n):
             best, best_stage = n, stage
     return best
 
@@ -178,15 +186,16 @@ def spread_node(spec: SpecArrays, st: StateArrays, now_s: float, d: int, cursor:
     Returns:
         Node row, -1 if the replica fits nowhere.
     """
-    num_nodes = st.node_type.shape[0]
+    node_type, phase, fenced_until_s, rank = st.node_type, st.node_phase, st.node_fenced_until_s, spec.label_rank
+    num_nodes, fits_type = node_type.shape[0], spec.fits_type
     best, best_stage = -1, 1 << 30
     for i in range(num_nodes):
         n = cursor + i
         n = n - num_nodes if n >= num_nodes else n
-        if st.node_phase[n] != _ALIVE:
+        if phase[n] != _ALIVE or not fits_type[d, node_type[n]]:
             continue
-        stage = spec.label_rank[d, st.node_type[n]]
-        if st.node_fenced_until_s[n] > now_s:
+        stage = rank[d, node_type[n]]
+        if fenced_until_s[n] > now_s:
             stage = 1 << 20
         if stage < best_stage and capacity_reason(spec, st, d, n) == 0:
             best, best_stage = n, stage

@@ -194,10 +194,11 @@ def finish_replicas(
     spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, top: int, ledger: NDArray[np.float64]
 ) -> None:
     """Ends the start-ups and drains of the first ``top`` rows that are due."""
+    due_s = hidden.replica_due_s
     for r in range(top):
-        if hidden.replica_due_s[r] > now_s:
+        if due_s[r] > now_s:
             continue
-        hidden.replica_due_s[r] = np.inf
+        due_s[r] = np.inf
         d, source = st.replica_deployment[r], st.replica_peer[r]
         if st.replica_phase[r] == _STARTING and hidden.replica_fails[r]:
             ledger[_FAILED_STARTS] += 1
@@ -318,9 +319,10 @@ def _place_pinned(
     ledger: NDArray[np.float64],
 ) -> None:
     """Replacements that wait for a node of their own: on it once it is alive, given up if it has no room."""
+    pinned, phase, node_phase = st.replica_pinned_node, st.replica_phase, st.node_phase
     for r in range(hidden.counters[TOP]):
-        n = st.replica_pinned_node[r]
-        if st.replica_phase[r] != _PENDING or n < 0 or st.node_phase[n] == _BOOTING:
+        n = pinned[r]
+        if n < 0 or phase[r] != _PENDING or node_phase[n] == _BOOTING:
             continue
         if st.node_phase[n] != _ALIVE or capacity_reason(spec, st, st.replica_deployment[r], n) != 0:
             drop_move(spec, st, hidden, now_s, r, LOG_FAILED, ledger)
@@ -331,14 +333,40 @@ def _place_pinned(
 
 
 @inner
-def _comes_before(spec: SpecArrays, is_pack: bool, d: int, serial: int, other: int, other_serial: int) -> bool:
-    """Whether a pending replica is placed before another: largest first under pack, then as they were created."""
-    if d != other and is_pack:
-        if asks_more(spec, d, other):
-            return True
-        if asks_more(spec, other, d):
-            return False
-    return d < other or (d == other and serial < other_serial)
+def _placement_ranks(spec: SpecArrays, is_pack: bool) -> NDArray[np.int64]:
+    """``(D,)`` order in which pending replicas are placed: largest first under pack, else deployment by deployment."""
+    ranks = np.zeros(spec.demand.shape[0], np.int64)
+    for d in range(ranks.shape[0]):
+        for other in range(ranks.shape[0]):
+            is_larger = is_pack and other != d and asks_more(spec, other, d)
+            is_smaller = is_pack and other != d and asks_more(spec, d, other)
+            if is_larger or (other < d and not is_smaller):
+                ranks[d] += 1
+    return ranks
+
+
+@inner
+def _in_order(spec: SpecArrays, st: StateArrays, hidden: Hidden, is_pack: bool) -> NDArray[np.int64]:
+    """Rows of pending replicas that are pinned to no node, in the order of placement; equal ones as created."""
+    phase, pinned, deployment, serial = (
+        st.replica_phase,
+        st.replica_pinned_node,
+        st.replica_deployment,
+        hidden.replica_serial,
+    )
+    rows = np.empty(hidden.counters[TOP], np.int64)
+    count = 0
+    for r in range(rows.shape[0]):
+        if phase[r] == _PENDING and pinned[r] < 0:
+            rows[count] = r
+            count += 1
+    rows = rows[:count]
+    if count < 2:
+        return rows
+    ranks, keys = _placement_ranks(spec, is_pack), np.empty(count, np.int64)
+    for i in range(count):
+        keys[i] = (ranks[deployment[rows[i]]] << 40) + serial[rows[i]]
+    return rows[np.argsort(keys)]
 
 
 @kernel
@@ -352,30 +380,15 @@ def place_pending(
 ) -> None:
     """Serve's scheduler: every pending replica goes to a node if one takes it, largest first under pack."""
     _place_pinned(spec, st, hidden, const, now_s, ledger)
-    num_replicas, num_deployments = hidden.counters[TOP], spec.demand.shape[0]
-    tried = np.zeros(num_replicas, np.bool_)
-    is_full = np.zeros(num_deployments, np.bool_)  # of one shape none fits once one does not
+    is_full = np.zeros(spec.demand.shape[0], np.bool_)  # of one shape none fits once one does not
     active = active_nodes(st)
-    phase, deployment, pinned, serial = (
-        st.replica_phase,
-        st.replica_deployment,
-        st.replica_pinned_node,
-        hidden.replica_serial,
-    )
-    while True:
-        best = -1
-        for r in range(num_replicas):
-            if phase[r] != _PENDING or tried[r] or pinned[r] >= 0 or is_full[deployment[r]]:
-                continue
-            if best < 0 or _comes_before(spec, const.is_pack, deployment[r], serial[r], deployment[best], serial[best]):
-                best = r
-        if best < 0:
-            return
-        tried[best] = True
-        d = st.replica_deployment[best]
+    for r in _in_order(spec, st, hidden, const.is_pack):
+        d = st.replica_deployment[r]
+        if is_full[d]:
+            continue
         if spec.can_span[d]:
-            if hold_group(spec, st, now_s, best):
-                _start(spec, st, hidden, const, now_s, best, ledger)
+            if hold_group(spec, st, now_s, r):
+                _start(spec, st, hidden, const, now_s, r, ledger)
             else:
                 is_full[d] = True
             continue
@@ -387,5 +400,5 @@ def place_pending(
         hidden.counters[CURSOR] = (n + 1) % st.node_type.shape[0]
         st.node_fenced_until_s[n] = -np.inf  # the replica fits nowhere else: the fence yields
         active[n] = True
-        hold(spec, st, best, n)
-        _start(spec, st, hidden, const, now_s, best, ledger)
+        hold(spec, st, r, n)
+        _start(spec, st, hidden, const, now_s, r, ledger)

@@ -28,6 +28,7 @@ __all__ = [
     "deployments_that_may_move",
     "destination_node_reason",
     "destination_reason",
+    "has_capacity",
     "movable_replica",
     "move_masks",
     "move_reason",
@@ -223,6 +224,30 @@ def can_take_bundles(
             break
     gpu_free[n] = before
     return fits
+
+
+@inner
+def has_capacity(
+    demand: NDArray[np.float64],
+    bundle: NDArray[np.float64],
+    num_bundles: NDArray[np.int64],
+    max_per_node: NDArray[np.int64],
+    sums_gpus: NDArray[np.bool_],
+    node_free: NDArray[np.float64],
+    gpu_free: NDArray[np.float64],
+    held: NDArray[np.int64],
+    d: int,
+    n: int,
+) -> bool:
+    """``safety.capacity_reason`` without the labels, on the arrays themselves."""
+    for k in range(demand.shape[1]):
+        if demand[d, k] > node_free[n, k] + EPS:
+            return False
+    if max_per_node[d] > 0 and held[n, d] >= max_per_node[d]:
+        return False
+    if sums_gpus[d]:
+        return bool(can_take_gpus(gpu_free, n, demand[d, 0]))
+    return bool(can_take_bundles(bundle, num_bundles, gpu_free, d, n))
 
 
 @kernel
