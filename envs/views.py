@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numba.np import arrayobj
@@ -71,9 +70,9 @@ def view(typingctx: Any, prototype: Any, row: Any) -> Any:
             if isinstance(kind, types.Array):
                 return _array(context, builder, kind, read(), [read() for _ in range(kind.ndim)])
             if isinstance(kind, types.Float):
-                return builder.bitcast(read(), ir.DoubleType())
+                return builder.bitcast(read(), context.get_value_type(kind))
             if isinstance(kind, types.Boolean):
-                return builder.trunc(read(), ir.IntType(1))
+                return builder.trunc(read(), context.get_value_type(kind))
             return read()
 
         return build(signature.args[0])
