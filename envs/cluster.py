@@ -226,6 +226,7 @@ class SpecArrays(NamedTuple):
     label_rank: NDArray[np.int64]  # (D, T) see Deployment.label_rank
     num_labels: NDArray[np.int64]  # (D,) labels asked for
     num_selectors: NDArray[np.int64]  # (D,) the label selector and its fallbacks
+    placement_rank: NDArray[np.int64]  # (D,) 0 = Serve places it first under pack: see placement.asks_more
     launch_rank: NDArray[np.int64]  # (D,) 0 = the node autoscaler packs it first; equal requests share a rank
     max_per_node: NDArray[np.int64]  # (D,) 0 = no limit
     limited: NDArray[np.int64]  # rows of the deployments that have such a limit
@@ -354,6 +355,7 @@ def _demand_arrays(spec: ClusterSpec) -> dict[str, NDArray[Any]]:
         "label_rank": rank,
         "num_labels": np.array([len(d.label_selector) for d in deps], np.int64),
         "num_selectors": np.array([1 + len(d.label_fallbacks) for d in deps], np.int64),
+        "placement_rank": _placement_ranks(deps, demand),
         "launch_rank": np.array(_launch_ranks(deps), np.int64),
         "replica_usd_per_h": np.where(np.isfinite(usd), usd, 0.0),
         "bound_usd_per_h": np.where(np.isfinite(bound), bound, 0.0),
@@ -395,6 +397,14 @@ def _deployment_arrays(deployments: tuple[Deployment, ...]) -> dict[str, NDArray
         "slow_start_factor": floats([d.slow_start_factor for d in deployments]),
         "is_movable": np.array([d.is_movable and d.gang_size == 1 for d in deployments], np.bool_),
     }
+
+
+def _placement_ranks(deployments: tuple[Deployment, ...], demand: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Ranks ``(D,)``: largest demand first, of equal ones those with a limit per node, then as they are listed."""
+    order = sorted(range(len(deployments)), key=lambda i: (*(-demand[i]), deployments[i].max_replicas_per_node == 0, i))
+    ranks = np.empty(len(deployments), np.int64)
+    ranks[order] = np.arange(len(deployments))
+    return ranks
 
 
 def _launch_ranks(deployments: tuple[Deployment, ...]) -> list[int]:

@@ -115,7 +115,9 @@ def _waiting(spec: SpecArrays, st: StateArrays) -> _Items:
 def choose_launches(spec: SpecArrays, st: StateArrays) -> NDArray[np.int64]:
     """Nodes to launch now, per type: ``(T,)``. A type that is out of stock is asked for again and again, as by Ray."""
     num_types = spec.type_capacity.shape[0]
-    launches = np.zeros(num_types, np.int64)
+    launches, counts = np.zeros(num_types, np.int64), count_nodes(st, num_types)
+    if (counts >= spec.type_max_nodes).all():
+        return launches
     items = _waiting(spec, st)
     if items.deployment.shape[0] == 0:
         return launches
@@ -123,7 +125,6 @@ def choose_launches(spec: SpecArrays, st: StateArrays) -> NDArray[np.int64]:
     for n in range(st.node_type.shape[0]):
         if st.node_phase[n] == _BOOTING:
             _fill(spec, items, taken, st.node_type[n], _free_for_others(spec, st, n))
-    counts = count_nodes(st, num_types)
     turn = np.arange(num_types)  # of equal types the one whose turn is first; a launched one goes to the end
     while True:
         best, best_score = -1, (-1.0, -1.0, -1.0, -1.0, -1.0)

@@ -178,9 +178,9 @@ def scale_nodes(
         Whether a node has come or gone.
     """
     num_types, has_changed = spec.type_capacity.shape[0], False
-    counts = count_nodes(st, num_types)
-    for n in range(st.node_type.shape[0]):
-        if not is_expired(st, now_s, const.idle_timeout_s, n):
+    counts, num_held, idle_since_s = count_nodes(st, num_types), st.node_num_held, st.node_idle_since_s
+    for n in range(num_held.shape[0]):
+        if num_held[n] > 0 or now_s < idle_since_s[n] or not is_expired(st, now_s, const.idle_timeout_s, n):
             continue
         t = st.node_type[n]
         if counts[t] > spec.type_min_nodes[t]:

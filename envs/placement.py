@@ -206,7 +206,7 @@ def spread_node(spec: SpecArrays, st: StateArrays, now_s: float, d: int, cursor:
 
 @kernel
 def replicas_to_stop(
-    spec: SpecArrays, st: StateArrays, d: int, num: int, serial: NDArray[np.int64]
+    spec: SpecArrays, st: StateArrays, d: int, num: int, serial: NDArray[np.int64], top: int = -1
 ) -> NDArray[np.int64]:
     """The replicas of ``d`` that a downscale by ``num`` stops, first one first.
 
@@ -221,16 +221,18 @@ def replicas_to_stop(
         d: Deployment row.
         num: How many.
         serial: ``(R,)`` creation order.
+        top: Rows in use, -1 = any may be.
 
     Returns:
         At most ``num`` rows.
     """
-    num_nodes, num_replicas = st.node_type.shape[0], st.replica_phase.shape[0]
+    num_nodes, num_replicas = st.node_type.shape[0], st.replica_phase.shape[0] if top < 0 else top
+    phases, node, deployment = st.replica_phase, st.replica_node, st.replica_deployment
     counts = np.zeros(num_nodes, np.int64)
     first = np.full(num_nodes, -1, np.int64)  # the running replica by which Ray meets the node
     for r in range(num_replicas):
-        n = st.replica_node[r]
-        if st.replica_phase[r] == _RUNNING:
+        if phases[r] == _RUNNING:
+            n = node[r]
             counts[n] += 1
             if first[n] < 0 or _is_met_before(st, serial, r, first[n]):
                 first[n] = r
@@ -240,8 +242,8 @@ def replicas_to_stop(
         best = -1
         best_key = (9, 9, 9, 0, 0, 0.0, 0, 0.0, 0)
         for r in range(num_replicas):
-            phase = st.replica_phase[r]
-            if st.replica_deployment[r] != d or phase < _PENDING or phase > _RUNNING or is_taken[r]:
+            phase = phases[r]
+            if deployment[r] != d or phase < _PENDING or phase > _RUNNING or is_taken[r]:
                 continue
             if phase != _RUNNING:
                 if st.replica_peer[r] >= 0:

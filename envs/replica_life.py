@@ -24,7 +24,6 @@ from rayfold.envs.jit import inner, kernel
 from rayfold.envs.ledger import Entry
 from rayfold.envs.placement import (
     active_nodes,
-    asks_more,
     hold,
     let_go,
     pack_node,
@@ -299,7 +298,7 @@ def reach_targets(
                 break
         if live[d] <= target:
             continue
-        for r in replicas_to_stop(spec, st, d, live[d] - target, hidden.replica_serial):
+        for r in replicas_to_stop(spec, st, d, live[d] - target, hidden.replica_serial, hidden.counters[TOP]):
             if st.replica_phase[r] != _RUNNING:
                 let_go(spec, st, r, now_s)
                 continue
@@ -333,19 +332,6 @@ def _place_pinned(
 
 
 @inner
-def _placement_ranks(spec: SpecArrays, is_pack: bool) -> NDArray[np.int64]:
-    """``(D,)`` order in which pending replicas are placed: largest first under pack, else deployment by deployment."""
-    ranks = np.zeros(spec.demand.shape[0], np.int64)
-    for d in range(ranks.shape[0]):
-        for other in range(ranks.shape[0]):
-            is_larger = is_pack and other != d and asks_more(spec, other, d)
-            is_smaller = is_pack and other != d and asks_more(spec, d, other)
-            if is_larger or (other < d and not is_smaller):
-                ranks[d] += 1
-    return ranks
-
-
-@inner
 def _in_order(spec: SpecArrays, st: StateArrays, hidden: Hidden, is_pack: bool) -> NDArray[np.int64]:
     """Rows of pending replicas that are pinned to no node, in the order of placement; equal ones as created."""
     phase, pinned, deployment, serial = (
@@ -363,9 +349,10 @@ def _in_order(spec: SpecArrays, st: StateArrays, hidden: Hidden, is_pack: bool) 
     rows = rows[:count]
     if count < 2:
         return rows
-    ranks, keys = _placement_ranks(spec, is_pack), np.empty(count, np.int64)
+    ranks, keys = spec.placement_rank, np.empty(count, np.int64)
     for i in range(count):
-        keys[i] = (ranks[deployment[rows[i]]] << 40) + serial[rows[i]]
+        d = deployment[rows[i]]
+        keys[i] = ((ranks[d] if is_pack else d) << 40) + serial[rows[i]]
     return rows[np.argsort(keys)]
 
 
