@@ -15,8 +15,7 @@ _SCALING = (
     "target_ongoing_requests",
     "upscale_delay_s",
     "downscale_delay_s",
-    "upscaling_factor",
-    "downscaling_factor",
+    "downscale_to_zero_delay_s",
     "look_back_period_s",
 )
 
@@ -25,6 +24,8 @@ def _scaling(config: Any) -> dict[str, Any] | None:
     if config is None:
         return None
     values = {name: getattr(config, name, None) for name in _SCALING}
+    # By Ray's own getters: it still honours the factors' deprecated names.
+    values |= {"upscaling_factor": config.get_upscaling_factor(), "downscaling_factor": config.get_downscaling_factor()}
     return {name: value for name, value in values.items() if value is not None}
 
 
