@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1
-.venv/bin/rayfold train --scenario llm_api,low_scale,local_demo --stop-minutes 36 --batch-steps 8192 --num-envs 64 \
-    --evaluation-episodes 8 --seed 0 --run-dir runs/default_bundle --bundle policies/bundles/default
+.venv/bin/rayfold train --scenario llm_api,low_scale,local_demo --stop-minutes 27 --batch-steps 8192 --num-envs 64 \
+    --evaluation-episodes 8 --seed 1 --run-dir runs/default_bundle --bundle policies/bundles/default

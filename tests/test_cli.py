@@ -139,6 +139,7 @@ def test_interrupt_ends_without_a_traceback(tmp_path: Path) -> None:
     """A real SIGINT in the middle of a verb: exit code 130, as a shell expects."""
     code = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
 import rayfold.envs.scenario as scenario
 scenario.load_scenario = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGINT)
 from rayfold.cli import main

@@ -160,7 +160,7 @@ class Watching(NoMoves):
 def test_every_tick_of_the_horizon_is_decided_and_recorded() -> None:
     """60 ticks of 60 s, nodes that boot are paid for too, and the policy was reset before each of two episodes."""
     scenario, policy = load_scenario("smoke"), Watching()
-    episodes = [run_episode(scenario, policy, seed, Split.VALIDATION) for seed in (3, 4)]
+    episodes = [run_episode(scenario, policy, seed, Split.VALIDATION) for seed in (5, 6)]
     assert [len(episode.time_h) for episode in episodes] == [60, 60]
     for i, episode in enumerate(episodes):
         seen = slice(60 * i, 60 * (i + 1))
