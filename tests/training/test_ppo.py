@@ -67,8 +67,8 @@ def test_batched_runner_trains_as_rllibs_own(tmp_path: Path) -> None:
     assert losses[0][0] != losses[0][1]
     np.testing.assert_allclose(episodes[0], episodes[1])  # their sums run in another order
     assert episodes[0][0] >= 8
-    # Lengths are checked against the ledger instead (a NOOP per tick, and a step for the moves of each action): the stock
-    # runner's mean length came out 2 steps higher on the same episodes.
+    # Lengths are checked against the ledger instead (a NOOP per tick, and a step for the moves of each action): the
+    # stock runner's mean length came out 2 steps higher on the same episodes.
     batched = {name: float(result["env_runners"][name]) for name in ("episode_len_mean", "moves")}
     most = scenarios[0].limits.max_concurrent_moves  # of one evacuation
     assert 60 + batched["moves"] / most <= batched["episode_len_mean"] <= 60 + batched["moves"]
