@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import take_gpus
 from rayfold.envs.jit import inner, kernel
+from rayfold.envs.placement import less_left
 from rayfold.envs.safety import (
     Limits,
     count_nodes,
@@ -258,7 +259,7 @@ def _plan(
             for n in range(num_held.shape[0]):
                 if may_take[n, d] == 0.0 or n == node or num_held[n] == 0:
                     continue
-                if best >= 0 and not _has_less(node_free, n, best):
+                if best >= 0 and not less_left(node_free, n, best):
                     continue
                 # What may_take said before the plan took room on n has to be said again.
                 if is_touched[n] and not has_capacity(
@@ -301,16 +302,6 @@ def _plan(
 def _copy_row(source: NDArray[np.float64], target: NDArray[np.float64], n: int) -> None:
     for k in range(source.shape[1]):
         target[n, k] = source[n, k]
-
-
-@njit(cache=True, inline="always")
-def _has_less(node_free: NDArray[np.float64], a: int, b: int) -> bool:
-    """``placement.less_left`` on the array itself."""
-    for k in range(node_free.shape[1]):
-        left = node_free[a, k] - node_free[b, k]
-        if abs(left) > 1e-9:
-            return bool(left < 0)
-    return False
 
 
 @inner

@@ -13,7 +13,17 @@ from rayfold.envs.jit import inner, kernel
 from rayfold.envs.safety import capacity_reason, has_capacity
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
-__all__ = ["active_nodes", "asks_more", "hold", "less_left", "let_go", "pack_node", "replicas_to_stop", "spread_node"]
+__all__ = [
+    "active_nodes",
+    "asks_more",
+    "fits_better",
+    "hold",
+    "less_left",
+    "let_go",
+    "pack_node",
+    "replicas_to_stop",
+    "spread_node",
+]
 
 _ALIVE = int(NodePhase.ALIVE)
 _PENDING, _STARTING, _RUNNING = (
@@ -102,11 +112,11 @@ def asks_more(spec: SpecArrays, a: int, b: int) -> bool:
     return True
 
 
-@kernel
-def less_left(spec: SpecArrays, st: StateArrays, a: int, b: int) -> bool:
+@inner
+def less_left(node_free: NDArray[np.float64], a: int, b: int) -> bool:
     """Whether node ``a`` is left with less than ``b``: GPU first, then CPU, memory, custom (``Resources.__lt__``)."""
-    for k in range(spec.demand.shape[1]):
-        left = st.node_free[a, k] - st.node_free[b, k]
+    for k in range(node_free.shape[1]):
+        left = node_free[a, k] - node_free[b, k]
         if abs(left) > 1e-9:
             return bool(left < 0)
     return False
@@ -121,10 +131,10 @@ def fits_better(
     Of nodes with as much left it is the one with more replicas that have a limit per node: the limit is a share of a
     resource that every node has one of, and ``Resources.__lt__`` comes to it last.
     """
-    for k in range(node_free.shape[1]):
-        left = node_free[a, k] - node_free[b, k]
-        if abs(left) > 1e-9:
-            return bool(left < 0)
+    if less_left(node_free, a, b):
+        return True
+    if less_left(node_free, b, a):
+        return False
     for i in range(limited.shape[0]):
         if node_held[a, limited[i]] != node_held[b, limited[i]]:
             return bool(node_held[a, limited[i]] > node_held[b, limited[i]])

@@ -1,7 +1,7 @@
 """The safety filter: may this replica move to that node now?
 
-One pure rule set, used as action mask in the environment, in evaluation and live. The masks and the verdict
-of a single move come from the same two kernels, so they cannot disagree. Dims: N nodes, R replicas,
+One pure rule set, used as action mask in the environment, in evaluation and live. The masks look a node and a
+deployment up once for all cells; that they agree with the verdicts is tested cell by cell. Dims: N nodes, R replicas,
 D deployments.
 """
 
@@ -137,6 +137,16 @@ def count_nodes(st: StateArrays, num_types: int) -> NDArray[np.int64]:
 
 
 @inner
+def _is_cooling(now_s: float, moved_s: float, cooldown_s: float) -> bool:
+    """Whether a deployment moved too lately.
+
+    Moves decided at one tick share its clock, so a cooldown separates ticks, not moves of a plan.
+    """
+    since_s = now_s - moved_s
+    return since_s > 0.0 and since_s < cooldown_s
+
+
+@inner
 def replica_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, r: int, in_flight: int) -> int:
     """Why replica ``r`` may not be moved, for reasons of its own; see ``source_reason``."""
     if r < 0 or r >= st.replica_phase.shape[0] or st.replica_phase[r] == _EMPTY:
@@ -150,9 +160,7 @@ def replica_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limi
         return _OPTED_OUT
     if st.replica_spans[r]:
         return _SPANS
-    # Moves decided at one tick share its clock, so a cooldown separates ticks, not moves of a plan.
-    since_s = now_s - st.deployment_moved_s[d]
-    if since_s > 0.0 and since_s < limits.deployment_cooldown_s:
+    if _is_cooling(now_s, st.deployment_moved_s[d], limits.deployment_cooldown_s):
         return _COOLDOWN
     if in_flight >= limits.max_concurrent_moves:
         return _TOO_MANY_MOVES
@@ -354,8 +362,7 @@ def deployments_that_may_move(spec: SpecArrays, st: StateArrays, now_s: float, l
     """``(D,)`` neither opted out nor in their cooldown; see ``replica_reason``."""
     may_move = np.zeros(spec.is_movable.shape[0], np.bool_)
     for d in range(may_move.shape[0]):
-        since_s = now_s - st.deployment_moved_s[d]
-        is_cooling = since_s > 0.0 and since_s < limits.deployment_cooldown_s
+        is_cooling = _is_cooling(now_s, st.deployment_moved_s[d], limits.deployment_cooldown_s)
         may_move[d] = spec.is_movable[d] and not is_cooling
     return may_move
 

@@ -88,8 +88,7 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         self._address_columns = np.array(_address_columns(self._parts))
         self._offsets = row[self._address_columns] - address
         self._parts_table = np.tile(row, (self.num_envs, 1))
-        self._worlds = [episode.world() for episode in self.episodes]
-        self._table = np.array([list(row_of(world)) for world in self._worlds], np.int64)
+        self._lay_down_all()
         self._pool = ThreadPoolExecutor(self._num_threads) if self._num_threads > 1 else None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -116,6 +115,10 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         self._parts_table[:, self._address_columns] = rows[:, None] + self._offsets
         return obs
 
+    def _lay_down_all(self) -> None:
+        self._worlds = [episode.world() for episode in self.episodes]
+        self._table = np.array([list(row_of(world)) for world in self._worlds], np.int64)
+
     def _lay_down(self, b: int) -> None:
         self._worlds[b] = self.episodes[b].world()
         self._table[b] = list(row_of(self._worlds[b]))
@@ -129,8 +132,7 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         elif seed is not None:
             self._rngs = np.random.default_rng(seed).spawn(self.num_envs)
         self.episodes = [self._begin(b) for b in range(self.num_envs)]
-        self._worlds = [episode.world() for episode in self.episodes]
-        self._table = np.array([list(row_of(world)) for world in self._worlds], np.int64)
+        self._lay_down_all()
         self._ended[:] = False
         obs = self._new_obs()
         encode_batch(self._worlds[0], self._parts, self._table, self._parts_table, self._ended)

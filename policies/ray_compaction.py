@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rayfold.envs.cluster import NO_MATCH, SpecArrays
 from rayfold.envs.jit import inner, kernel
+from rayfold.envs.placement import asks_more, fits_better
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
 __all__ = ["find_node", "order_nodes", "replicas_to_move"]
@@ -44,38 +45,12 @@ def _counts(spec: SpecArrays, st: StateArrays) -> tuple[NDArray[np.int64], NDArr
 
 
 @inner
-def _asks_more(spec: SpecArrays, a: int, b: int) -> bool:
-    """``Resources.__lt__`` of what two deployments ask for; a limit per node counts after everything else."""
-    for k in range(spec.demand.shape[1]):
-        if spec.demand[a, k] != spec.demand[b, k]:
-            return bool(spec.demand[a, k] > spec.demand[b, k])
-    if a == b or (spec.max_per_node[a] <= 0 and spec.max_per_node[b] <= 0):
-        return False
-    if spec.max_per_node[a] > 0 and spec.max_per_node[b] > 0:
-        return a < b
-    return bool(spec.max_per_node[a] > 0)
-
-
-@inner
 def _fits(spec: SpecArrays, free: NDArray[np.float64], held: NDArray[np.int64], d: int, n: int) -> bool:
     """``Resources.can_fit``: sums of each resource, and the limit per node."""
     for k in range(spec.demand.shape[1]):
         if free[n, k] + _EPS < spec.demand[d, k]:
             return False
     return bool(spec.max_per_node[d] <= 0 or held[n, d] < spec.max_per_node[d])
-
-
-@inner
-def _less_left(spec: SpecArrays, free: NDArray[np.float64], held: NDArray[np.int64], a: int, b: int) -> bool:
-    """``Resources.__lt__`` of what two nodes have left; replicas with a limit per node count after everything else."""
-    for k in range(free.shape[1]):
-        left = free[a, k] - free[b, k]
-        if abs(left) > _EPS:
-            return bool(left < 0.0)
-    for d in range(spec.demand.shape[0]):
-        if spec.max_per_node[d] > 0 and held[a, d] != held[b, d]:
-            return bool(held[a, d] > held[b, d])
-    return False
 
 
 @inner
@@ -101,7 +76,7 @@ def replicas_to_move(spec: SpecArrays, st: StateArrays, node: int) -> NDArray[np
         i, d = count, st.replica_deployment[r]
         while i > 0:
             other = st.replica_deployment[rows[i - 1]]
-            if not _asks_more(spec, d, other) and (_asks_more(spec, other, d) or d >= other):
+            if not asks_more(spec, d, other) and (asks_more(spec, other, d) or d >= other):
                 break
             rows[i] = rows[i - 1]
             i -= 1
@@ -124,7 +99,7 @@ def _moves_to_empty(
             rank = spec.label_rank[d, st.node_type[n]]
             if n == node or running[n] == 0 or st.node_phase[n] != _ALIVE or rank > min(best_rank, NO_MATCH - 1):
                 continue
-            is_better = rank < best_rank or _less_left(spec, free, taken, n, best)
+            is_better = rank < best_rank or fits_better(free, taken, spec.limited, n, best)
             if is_better and _fits(spec, free, taken, d, n):
                 best, best_rank = n, rank
         if best < 0:
@@ -198,7 +173,7 @@ def order_nodes(spec: SpecArrays, st: StateArrays, d: int, node: int) -> NDArray
             other = order[i - 1]
             if stages[n] > stages[other]:
                 break
-            if stages[n] == stages[other] and not _less_left(spec, st.node_free, held, n, other):
+            if stages[n] == stages[other] and not fits_better(st.node_free, held, spec.limited, n, other):
                 break
             order[i] = other
             i -= 1
