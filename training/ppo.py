@@ -52,7 +52,7 @@ class TrainResult:
 
     bundle_dir: Path
     checkpoint: Path
-    position: RunPosition
+    position: RunPosition  # as the checkpoint holds it
     chosen: str  # which weights are in the bundle: "warm_start", "ppo_<steps>" or "last"
     evaluation_excess_frac: dict[str, float]  # mean bill above the lower bound, per candidate
     interrupted: bool
@@ -185,7 +185,8 @@ class _Run:
                 load_net(algorithm, net)
                 self.candidates["warm_start"] = net.eval()
             self._improve(algorithm)
-            checkpoint = save_checkpoint(algorithm, self.config.run_dir, self.position)
+            position = self.position
+            checkpoint = save_checkpoint(algorithm, self.config.run_dir, position)
             self.candidates["last"] = policy_net(algorithm)
         finally:
             algorithm.stop()  # type: ignore[no-untyped-call]
@@ -196,7 +197,7 @@ class _Run:
         return TrainResult(
             bundle_dir=bundle_dir,
             checkpoint=checkpoint,
-            position=self.position,
+            position=position,
             chosen=chosen,
             evaluation_excess_frac=excesses,
             interrupted=self.stop.is_set(),
