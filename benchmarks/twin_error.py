@@ -80,9 +80,9 @@ def main() -> None:
                 horizon_s=AHEAD_H * _HOUR_S, num_futures=NUM_FUTURES, seed=int(begin_s),
                 clock_s=begin_s + SETTLE_H * _HOUR_S,
             )["none"]  # fmt: skip
-            actual = Ledger(values=cluster.ledger().values - before.values).cost_usd
-            low, high = np.quantile([ledger.cost_usd for ledger in told.ledgers], (0.025, 0.975))
-            cases.append(Case(actual, told.cost_usd.mean, float(low), float(high)))
+            actual = Ledger(values=cluster.ledger().values - before.values).total_usd
+            low, high = np.quantile([ledger.total_usd for ledger in told.ledgers], (0.025, 0.975))
+            cases.append(Case(actual, told.total_usd.mean, float(low), float(high)))
             console.print(f"day {begin_s // _DAY_S:.0f} {hour:02d}:00 {cases[-1]}", highlight=False)
     actual_usd, expected_usd, low_usd, high_usd = np.array(cases).T
     error = expected_usd - actual_usd

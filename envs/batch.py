@@ -23,7 +23,7 @@ from rayfold.envs.views import view
 
 __all__ = ["World", "encode_batch", "step_batch"]
 
-_NODE_USD, _DISRUPTION_USD = int(Entry.NODE_USD), int(Entry.DISRUPTION_USD)
+_COST_USD, _DISRUPTION_USD = int(Entry.COST_USD), int(Entry.DISRUPTION_USD)
 _UNSERVED_USD, _BOUND_USD = int(Entry.UNSERVED_USD), int(Entry.BOUND_USD)
 
 
@@ -84,7 +84,7 @@ def step_batch(
         if is_skipped[b]:
             continue
         w: World = view(prototype, table[b])  # type: ignore[call-arg]  # numba gives the first one
-        node_usd, disruption_usd = w.ledger[_NODE_USD], w.ledger[_DISRUPTION_USD]
+        cost_usd, disruption_usd = w.ledger[_COST_USD], w.ledger[_DISRUPTION_USD]
         unserved_usd, bound_usd = w.ledger[_UNSERVED_USD], w.ledger[_BOUND_USD]
         moves = act(
             w.spec,
@@ -106,9 +106,9 @@ def step_batch(
         )
         w.hidden.counters[NUM_ENDED] = 0  # nobody asks for single moves here
         # Term by term, as the scalar environment adds them up: the rewards are equal to the last bit.
-        node_usd, disruption_usd = w.ledger[_NODE_USD] - node_usd, w.ledger[_DISRUPTION_USD] - disruption_usd
+        cost_usd, disruption_usd = w.ledger[_COST_USD] - cost_usd, w.ledger[_DISRUPTION_USD] - disruption_usd
         unserved_usd, bound_usd = w.ledger[_UNSERVED_USD] - unserved_usd, w.ledger[_BOUND_USD] - bound_usd
-        reward[b] = (bound_weight * bound_usd - (node_usd + disruption_usd + unserved_usd)) * scale[b]
+        reward[b] = (bound_weight * bound_usd - (cost_usd + disruption_usd + unserved_usd)) * scale[b]
         truncated[b] = w.ongoing.shape[0] - int(w.clock[ROW]) < w.steps_per_tick
         if is_encoded:
             dt_intervals = 0.0 if moves > 0 else 1.0

@@ -61,7 +61,7 @@ class CompactionEnv(gym.Env[dict[str, NDArray[np.float32]], NDArray[Any]]):
     ## Rewards
     US dollars: minus the node bill of the time passed, minus the price of the move (cold-start seconds times the
     replica's share of the node price, plus a fixed share of its hourly price), minus unserved demand. ``info`` holds
-    ``node_usd``, ``disruption_usd``, ``unserved_usd``, ``bound_usd`` of this step, ``dt_s``, ``num_moves``, ``now_s``.
+    ``cost_usd``, ``disruption_usd``, ``unserved_usd``, ``bound_usd`` of this step, ``dt_s``, ``num_moves``, ``now_s``.
     Discount by ``gamma ** dt``: a move takes no time.
 
     ## Starting State
@@ -127,7 +127,7 @@ class CompactionEnv(gym.Env[dict[str, NDArray[np.float32]], NDArray[Any]]):
     def _info(self, outcome: Outcome) -> dict[str, Any]:
         assert self.episode is not None
         return {
-            "node_usd": outcome.node_usd,
+            "cost_usd": outcome.cost_usd,
             "disruption_usd": outcome.disruption_usd,
             "unserved_usd": outcome.unserved_usd,
             "bound_usd": outcome.bound_usd,

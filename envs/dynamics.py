@@ -15,7 +15,7 @@ from rayfold.envs.bound import bound_of
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.hidden import TOP, Constants, Hidden
 from rayfold.envs.jit import inner, kernel
-from rayfold.envs.ledger import Entry
+from rayfold.envs.ledger import DeploymentEntry, Entry
 from rayfold.envs.node_life import book_launch, finish_nodes, is_out_of_stock, scale_nodes
 from rayfold.envs.replica_life import decide_targets, finish_replicas, place_pending, reach_targets, start_move
 from rayfold.envs.safety import count_nodes
@@ -26,9 +26,12 @@ __all__ = ["Tally", "fresh_tally", "launch_move", "step"]
 _ABSENT, _BOOTING = int(NodePhase.ABSENT), int(NodePhase.BOOTING)
 _ALIVE, _DRAINING = int(NodePhase.ALIVE), int(NodePhase.DRAINING)
 _PENDING, _RUNNING = int(ReplicaPhase.PENDING), int(ReplicaPhase.RUNNING)
-_NODE_USD, _UNSERVED_USD, _BOUND_USD = int(Entry.NODE_USD), int(Entry.UNSERVED_USD), int(Entry.BOUND_USD)
+_COST_USD, _UNSERVED_USD, _BOUND_USD = int(Entry.COST_USD), int(Entry.UNSERVED_USD), int(Entry.BOUND_USD)
 _NODE_H, _GPU_H, _UNSERVED_H = int(Entry.NODE_H), int(Entry.GPU_H), int(Entry.UNSERVED_REPLICA_H)
 _TOKENS, _ELAPSED = int(Entry.TOKENS), int(Entry.ELAPSED_S)
+_UNSERVED_REQUEST_S = int(Entry.UNSERVED_REQUEST_S)
+_REPLICA_H = int(DeploymentEntry.REPLICA_H)
+_UNSERVED_OF_DEPLOYMENT = int(DeploymentEntry.UNSERVED_REQUEST_S)
 
 # Of Tally.sums.
 _USD_PER_H, _GPUS, _NODES, _BOUND, _REPLICA_DUE_S, _NODE_DUE_S = range(6)
@@ -127,9 +130,10 @@ def _account(
     dt_s: float,
     unserved_factor: float,
     ledger: NDArray[np.float64],
+    by_deployment: NDArray[np.float64],
 ) -> None:
     hours = dt_s / 3600.0
-    ledger[_NODE_USD] += sums[_USD_PER_H] * hours
+    ledger[_COST_USD] += sums[_USD_PER_H] * hours
     ledger[_NODE_H] += sums[_NODES] * hours
     ledger[_GPU_H] += sums[_GPUS] * hours
     ledger[_BOUND_USD] += sums[_BOUND] * hours
@@ -137,9 +141,12 @@ def _account(
     for d in range(running.shape[0]):
         offered, room = float(ongoing[row, d]), running[d] * max_ongoing[d]
         served = min(offered, room)
+        by_deployment[_REPLICA_H, d] += running[d] * hours
         ledger[_TOKENS] += served * tokens_per_ongoing_s[d] * dt_s
         if offered > room:
             unserved_replicas = (offered - served) / max_ongoing[d]
+            ledger[_UNSERVED_REQUEST_S] += (offered - served) * dt_s
+            by_deployment[_UNSERVED_OF_DEPLOYMENT, d] += (offered - served) * dt_s
             ledger[_UNSERVED_H] += unserved_replicas * hours
             ledger[_UNSERVED_USD] += unserved_factor * replica_usd_per_h[d] * unserved_replicas * hours
 
@@ -226,6 +233,7 @@ def step(
             const.dt_s,
             const.unserved_factor,
             ledger,
+            hidden.deployment_ledger,
         )
         now_s += const.dt_s
         _observe_load(mean, slow, lookback_sum, ongoing, i, window, const.slow_weight)

@@ -25,10 +25,10 @@ __all__ = ["Episode", "Outcome", "scenario_layout", "to_action"]
 class Outcome(NamedTuple):
     """What one action led to, in US dollars and decision intervals."""
 
-    node_usd: float
+    cost_usd: float
     disruption_usd: float
     unserved_usd: float
-    bound_usd: float  # lower bound on node_usd
+    bound_usd: float  # lower bound on cost_usd
     dt_intervals: float  # 0 after a move, 1 after NOOP
     num_moves: int
     truncated: bool
@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
     @property
     def reward_usd(self) -> float:
         """Minus the bill."""
-        return -(self.node_usd + self.disruption_usd + self.unserved_usd)
+        return -(self.cost_usd + self.disruption_usd + self.unserved_usd)
 
 
 def scenario_layout(*scenarios: Scenario) -> ObsLayout:
@@ -111,7 +111,7 @@ class Episode:
         num_moves = sim.act(self.layout, source, destination, self.steps_per_tick)
         spent = sim.ledger().values - before
         return Outcome(
-            node_usd=float(spent[Entry.NODE_USD]),
+            cost_usd=float(spent[Entry.COST_USD]),
             disruption_usd=float(spent[Entry.DISRUPTION_USD]),
             unserved_usd=float(spent[Entry.UNSERVED_USD]),
             bound_usd=float(spent[Entry.BOUND_USD]),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rayfold.envs.cluster import ClusterSpec
 from rayfold.envs.draws import new_stream
 from rayfold.envs.jit import inner
+from rayfold.envs.ledger import DeploymentEntry
 from rayfold.envs.traffic import SLOW_MEAN_S
 
 __all__ = ["LOG_CANCELLED", "LOG_DONE", "LOG_FAILED", "Constants", "Hidden", "constants_of", "end_move", "fresh_hidden"]
@@ -40,6 +41,7 @@ class Hidden(NamedTuple):
     wish_since_s: NDArray[np.float64]  # (D,) replica autoscaler: see decide_target
     wish_direction: NDArray[np.int64]  # (D,)
     lookback_sum: NDArray[np.float64]  # (D,) of ongoing requests over the look-back period
+    deployment_ledger: NDArray[np.float64]  # (len(DeploymentEntry), D) the bill's causes, deployment by deployment
     counters: NDArray[np.int64]  # (4,) next serial, spread cursor, moves in ended, replica rows in use at most
     ended: NDArray[np.int64]  # (L, 2) id of a move that ended and how; emptied by the shell
     stream: NDArray[np.uint64]  # (1,) random numbers
@@ -96,6 +98,7 @@ def fresh_hidden(spec: ClusterSpec, num_nodes: int, num_replicas: int, rng: np.r
         wish_since_s=np.full(num_deployments, np.inf),
         wish_direction=np.zeros(num_deployments, np.int64),
         lookback_sum=np.zeros(num_deployments),
+        deployment_ledger=np.zeros((len(DeploymentEntry), num_deployments)),
         counters=np.array([num_replicas, 0, 0, num_replicas], np.int64),
         ended=np.zeros((num_replicas, 2), np.int64),
         stream=new_stream(rng),

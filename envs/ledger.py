@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Entry", "Ledger"]
+__all__ = ["DeploymentEntry", "Entry", "Ledger"]
 
 
 class Entry(enum.IntEnum):
     """Rows of the ledger array."""
 
-    NODE_USD = 0
+    COST_USD = 0
     DISRUPTION_USD = 1
     UNSERVED_USD = 2
-    BOUND_USD = 3  # lower bound on NODE_USD
+    BOUND_USD = 3  # lower bound on COST_USD
     NODE_H = 4
     GPU_H = 5  # GPU hours of nodes paid for
     COLD_START_GPU_H = 6  # of moves only
@@ -34,6 +34,15 @@ class Entry(enum.IntEnum):
     FAILED_STARTS = 16  # start-ups that ended in a failure, of moves or not
     NODES_INTERRUPTED = 17
     STOCKOUTS = 18
+    UNSERVED_REQUEST_S = 19  # ongoing requests beyond what running replicas serve, times seconds
+
+
+class DeploymentEntry(enum.IntEnum):
+    """Rows of the ledger that is kept per deployment."""
+
+    REPLICA_H = 0  # hours of running replicas
+    UNSERVED_REQUEST_S = 1
+    MOVES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,15 +60,15 @@ class Ledger:
         return float(self.values[entry])
 
     @property
-    def cost_usd(self) -> float:
+    def total_usd(self) -> float:
         """The whole bill: nodes, disruption, unserved demand."""
-        return float(self.values[Entry.NODE_USD] + self.values[Entry.DISRUPTION_USD] + self.values[Entry.UNSERVED_USD])
+        return float(self.values[Entry.COST_USD] + self.values[Entry.DISRUPTION_USD] + self.values[Entry.UNSERVED_USD])
 
     @property
     def excess_frac(self) -> float:
         """Cost above the lower bound, as a share of the bound."""
         bound = self.values[Entry.BOUND_USD]
-        return float((self.cost_usd - bound) / bound) if bound > 0 else 0.0
+        return float((self.total_usd - bound) / bound) if bound > 0 else 0.0
 
     @property
     def tokens_per_gpu_s(self) -> float:
@@ -70,7 +79,7 @@ class Ledger:
     def metrics(self) -> dict[str, float]:
         """Every figure under the names used in reports and in ``info``."""
         return {
-            "cost_usd": self.cost_usd,
+            "total_usd": self.total_usd,
             "excess_frac": self.excess_frac,
             "tokens_per_gpu_s": self.tokens_per_gpu_s,
             **{entry.name.lower(): self[entry] for entry in Entry},

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from rayfold.envs.state import ClusterState
 
-__all__ = ["Executor", "Move", "MovePhase", "Plan"]
+__all__ = ["Candidate", "Executor", "Move", "MovePhase", "Plan"]
 
 
 class Move(NamedTuple):
@@ -17,6 +17,17 @@ class Move(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """Something a policy could have done, and why it did or did not."""
+
+    moves: tuple[Move, ...]  # in order; empty = nothing
+    score: float  # higher is better; policy's own scale
+    price_usd: float = 0.0  # expected disruption of the moves
+    saving_usd_per_h: float = 0.0  # node price that is no longer paid if they succeed
+    reason: str = ""  # "chosen", or what spoke against it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Moves decided at one tick, in order."""
 
@@ -24,6 +35,7 @@ class Plan:
     scores: tuple[float, ...] = ()  # one per move, higher is better; policy's own scale
     expected_saving_usd: float = 0.0  # the policy's own estimate, 0 where it makes none
     reason: str = ""  # one line: why these moves, or why none
+    candidates: tuple[Candidate, ...] = ()  # best first; empty where a policy weighs none
 
 
 class MovePhase(enum.StrEnum):

@@ -21,7 +21,7 @@ from rayfold.envs.hidden import (
     end_move,
 )
 from rayfold.envs.jit import inner, kernel
-from rayfold.envs.ledger import Entry
+from rayfold.envs.ledger import DeploymentEntry, Entry
 from rayfold.envs.placement import (
     active_nodes,
     hold,
@@ -52,6 +52,7 @@ _ALIVE, _BOOTING, _DRAINING = int(NodePhase.ALIVE), int(NodePhase.BOOTING), int(
 _PENDING, _STARTING = int(ReplicaPhase.PENDING), int(ReplicaPhase.STARTING)
 _RUNNING, _STOPPING = int(ReplicaPhase.RUNNING), int(ReplicaPhase.STOPPING)
 _DISRUPTION_USD, _COLD_START_GPU_H = int(Entry.DISRUPTION_USD), int(Entry.COLD_START_GPU_H)
+_DEPLOYMENT_MOVES = int(DeploymentEntry.MOVES)
 _MOVES, _CANCELLED, _FAILED = int(Entry.MOVES), int(Entry.CANCELLED_MOVES), int(Entry.FAILED_MOVES)
 _FAILED_STARTS = int(Entry.FAILED_STARTS)
 
@@ -136,6 +137,7 @@ def start_move(
     hidden.replica_move[source] = new_serial(hidden, row)
     hidden.node_moves_out[st.replica_node[source]] += 1
     ledger[_MOVES] += 1
+    hidden.deployment_ledger[_DEPLOYMENT_MOVES, st.replica_deployment[source]] += 1
     if st.replica_phase[row] == _STARTING:
         _start(spec, st, hidden, const, now_s, row, ledger)
     return row

@@ -88,6 +88,10 @@ class Simulator:
         """A copy of the ledger."""
         return Ledger(values=self._ledger.copy())
 
+    def deployment_ledger(self) -> NDArray[np.float64]:
+        """A copy of what is counted per deployment: ``(len(DeploymentEntry), D)``."""
+        return self._hidden.deployment_ledger.copy()
+
     @property
     def num_steps_left(self) -> int:
         """Steps of traffic left."""

@@ -1,7 +1,9 @@
 """Policies by the name a user gives on the command line or in a file."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from rayfold.envs.safety import Limits
 from rayfold.errors import InputError
@@ -12,16 +14,26 @@ from rayfold.policies.learned import LearnedPolicy
 from rayfold.policies.none import NoMoves
 from rayfold.policies.protocol import Policy
 from rayfold.policies.ray_serve import RayServe
+from rayfold.policies.settings import NoSettings, parse_settings
 
-__all__ = ["HEURISTICS", "LEARNED", "make_policy", "shipped_bundle"]
+__all__ = ["HEURISTICS", "LEARNED", "Heuristic", "make_policy", "shipped_bundle"]
 
-HEURISTICS: dict[str, Callable[[Limits], Policy]] = {
-    "none": lambda limits: NoMoves(),
-    "best_fit": BestFit,
-    "dearest_first": DearestFirst,
-    "ray_serve": RayServe,
+
+class Heuristic(NamedTuple):
+    """How a rule is made."""
+
+    make: Callable[[Limits, Any], Policy]  # of limits and settings
+    settings_type: type[Any] = NoSettings
+
+
+HEURISTICS: dict[str, Heuristic] = {
+    "none": Heuristic(lambda limits, _: NoMoves()),
+    "best_fit": Heuristic(lambda limits, _: BestFit(limits)),
+    "dearest_first": Heuristic(lambda limits, _: DearestFirst(limits)),
+    "ray_serve": Heuristic(lambda limits, _: RayServe(limits)),
 }
 LEARNED = "learned"
+_WITH_SETTINGS = re.compile(r"(?P<name>\w+)\((?P<settings>[^()]*)\)")
 
 
 def shipped_bundle() -> Path:
@@ -29,23 +41,47 @@ def shipped_bundle() -> Path:
     return Path(__file__).parent / "bundles" / "default"
 
 
-def make_policy(name: str, limits: Limits, *, bundle: Path | None = None, where: str = "--policy") -> Policy:
+def make_policy(
+    name: str,
+    limits: Limits,
+    *,
+    bundle: Path | None = None,
+    tuned: Mapping[str, Mapping[str, Any]] | None = None,
+    where: str = "--policy",
+) -> Policy:
     """Makes one policy.
 
     Args:
-        name: A heuristic, ``learned``, or the directory of a bundle.
+        name: A heuristic, with settings of its own if wanted as ``patient(wait_s=120,spare_gpus=4)``; ``learned``;
+            or the directory of a bundle.
         limits: What the safety filter allows.
         bundle: Directory that ``learned`` stands for; the shipped bundle if None.
+        tuned: Settings by name of heuristic, for those that are given without any; else its defaults.
         where: The flag, for the message.
 
     Raises:
-        InputError: An unknown name, or a bundle that cannot be used.
+        InputError: An unknown name, settings that cannot be, or a bundle that cannot be used.
     """
-    if name in HEURISTICS:
-        return HEURISTICS[name](limits)
+    given = _WITH_SETTINGS.fullmatch(name)
+    rule = given["name"] if given else name
+    if rule in HEURISTICS:
+        make, settings_type = HEURISTICS[rule]
+        values = _split(given["settings"], f"{where} {rule}") if given else (tuned or {}).get(rule, {})
+        return make(limits, parse_settings(settings_type, values, f"{where} {rule}"))
     if name == LEARNED:
         return LearnedPolicy(load_bundle(bundle or shipped_bundle()).net, limits)
     if "/" in name or (name and Path(name).is_dir()):  # Path("") is the working directory
         return LearnedPolicy(load_bundle(Path(name)).net, limits)
     known = ", ".join([*HEURISTICS, LEARNED])
     raise InputError(where, f"one of {known}, or the directory of a policy bundle", name)
+
+
+def _split(text: str, where: str) -> dict[str, str]:
+    """``a=1,b=2`` by name."""
+    settings = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(where, "settings as name=value, separated by commas", part)
+        settings[name.strip()] = value.strip()
+    return settings

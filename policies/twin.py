@@ -31,19 +31,19 @@ class TwinResult:
     num_refused: tuple[int, ...]  # moves that the safety filter did not allow, per future
 
     @property
-    def cost_usd(self) -> Interval95:
+    def total_usd(self) -> Interval95:
         """The whole bill."""
-        return interval95([ledger.cost_usd for ledger in self.ledgers])
+        return interval95([ledger.total_usd for ledger in self.ledgers])
 
     def summary(self) -> dict[str, Interval95]:
-        """Every figure of the ledger by name: ``cost_usd, node_h, moves, undone_moves, unserved_replica_h, ...``."""
+        """Every figure of the ledger by name: ``total_usd, node_h, moves, undone_moves, unserved_replica_h, ...``."""
         metrics = [ledger.metrics() for ledger in self.ledgers]
         return {name: interval95([m[name] for m in metrics]) for name in metrics[0]}
 
     def cost_above(self, other: "TwinResult") -> Interval95:
         """Bill minus the bill of ``other`` on the same futures, in US dollars."""
         pairs = zip(self.ledgers, other.ledgers, strict=True)
-        return interval95([mine.cost_usd - theirs.cost_usd for mine, theirs in pairs])
+        return interval95([mine.total_usd - theirs.total_usd for mine, theirs in pairs])
 
 
 def startable(state: ClusterState) -> ClusterState:

@@ -69,9 +69,9 @@ def test_bill_and_difference_are_the_twins(folder: Path) -> None:
     expected = compare(state, policies, futures, scenario.limits, simulator_rng)
     content = json.loads((folder / "out" / "o.json").read_text())
     for name, result in expected.items():
-        assert content["policies"][name]["cost_usd"] == result.cost_usd.as_json()
-        assert content["cost_usd_by_future"][name] == [ledger.cost_usd for ledger in result.ledgers]
-        assert f"{result.cost_usd.mean:,.2f} ± {result.cost_usd.ci95:,.2f}" in done.stdout
+        assert content["policies"][name]["total_usd"] == result.total_usd.as_json()
+        assert content["total_usd_by_future"][name] == [ledger.total_usd for ledger in result.ledgers]
+        assert f"{result.total_usd.mean:,.2f} ± {result.total_usd.ci95:,.2f}" in done.stdout
     above = expected["best_fit"].cost_above(expected["none"])
     assert content["cost_above_usd"]["none"]["best_fit"] == above.as_json()
     assert "cost above none, USD" in done.stdout
@@ -86,7 +86,7 @@ def test_one_policy_and_one_future_have_no_interval(folder: Path, run: Run) -> N
     assert "cost above" not in done.stdout
     assert done.stdout.count("±") == 1  # in the title
     content = json.loads((folder / "o.json").read_text())
-    assert content["policies"]["none"]["cost_usd"]["ci95"] is None
+    assert content["policies"]["none"]["total_usd"]["ci95"] is None
     assert content["horizon_s"] == 960.0
 
 
@@ -121,7 +121,7 @@ def test_time_of_day_matters(tmp_path: Path, run: Run) -> None:
             "--time-of-day", clock, "--json", "o.json",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        bills.append(json.loads((tmp_path / "o.json").read_text())["policies"]["none"]["cost_usd"]["mean"])
+        bills.append(json.loads((tmp_path / "o.json").read_text())["policies"]["none"]["total_usd"]["mean"])
     assert bills[0] > 1.3 * bills[1]
 
 

@@ -17,7 +17,7 @@ from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 
 __all__ = ["EPISODE_METRICS", "BatchedEnvRunner"]
 
-EPISODE_METRICS = ("cost_usd", "excess_frac", "moves", "undone_moves", "node_h")  # of the ledger, per finished episode
+EPISODE_METRICS = ("total_usd", "excess_frac", "moves", "undone_moves", "node_h")  # of the ledger, per finished episode
 
 
 class BatchedEnvRunner(SingleAgentEnvRunner):

@@ -53,10 +53,10 @@ class Evaluation:
 
     def paired(self, baseline: str) -> dict[str, Interval95]:
         """Cost minus the cost of ``baseline`` on the same seeds, as a share of the baseline's mean cost."""
-        reference = np.array([episode.metrics["cost_usd"] for episode in self.results[baseline]])
+        reference = np.array([episode.metrics["total_usd"] for episode in self.results[baseline]])
         return {
             name: interval95(
-                (np.array([episode.metrics["cost_usd"] for episode in episodes]) - reference) / reference.mean()
+                (np.array([episode.metrics["total_usd"] for episode in episodes]) - reference) / reference.mean()
             )
             for name, episodes in self.results.items()
         }
@@ -74,7 +74,7 @@ class Evaluation:
             "horizon_s": self.scenario.horizon_s,
             "seeds": list(self.seeds),
             "policies": {name: plain(metrics) for name, metrics in self.summary().items()},
-            "cost_against_frac": {baseline: plain(self.paired(baseline)) for baseline in self.results},
+            "total_against_frac": {baseline: plain(self.paired(baseline)) for baseline in self.results},
         }
 
 
@@ -95,7 +95,7 @@ def run_episode(scenario: Scenario, policy: Policy, seed: int, split: Split) -> 
     metrics = ledger.metrics()
     others_usd = ledger[Entry.DISRUPTION_USD] + ledger[Entry.UNSERVED_USD]
     for scale in PRICE_SCALES:
-        metrics[f"cost_usd_at_{scale:g}x"] = ledger[Entry.NODE_USD] + scale * others_usd
+        metrics[f"total_usd_at_{scale:g}x"] = ledger[Entry.COST_USD] + scale * others_usd
     metrics["refused_moves"] = float(done.num_refused)
     metrics["decision_p50_ms"] = 1e3 * float(np.median(latency_s))
     metrics["decision_p99_ms"] = 1e3 * float(np.quantile(latency_s, 0.99))

@@ -6,6 +6,7 @@ One run is one folder: ``train.json``, ``checkpoints/``, ``progress.jsonl``, Ten
 import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 import logging
 import signal
@@ -25,7 +26,7 @@ from rayfold.envs.layout import ObsLayout
 from rayfold.envs.scenario import Scenario, Split
 from rayfold.errors import InputError
 from rayfold.policies.bundle import TrainingCard, save_bundle
-from rayfold.policies.by_name import HEURISTICS
+from rayfold.policies.by_name import HEURISTICS, make_policy
 from rayfold.policies.learned import LearnedPolicy
 from rayfold.policies.network import CompactionNet
 from rayfold.training.checkpoints import RunPosition, newest_checkpoint, restore_newest, save_checkpoint
@@ -131,7 +132,7 @@ class _Journal:
         if progress.phase is Phase.PPO:
             figures = {
                 "episode/return": progress.episode_return,
-                "episode/cost_usd": progress.cost_usd,
+                "episode/total_usd": progress.total_usd,
                 "episode/moves": progress.moves,
                 "speed/steps_per_s": progress.steps_per_s,
             }
@@ -219,8 +220,8 @@ class _Run:
             max_s=60.0 * minutes * WARM_START_SHARE if minutes else float("inf"),
         )
         self._report(Phase.DEMONSTRATE)
-        rng, make_policy = np.random.default_rng(config.seed), HEURISTICS[config.warm_start]
-        shown = demonstrate(self.scenarios, self.layout, make_policy, rng, settings, self.stop.is_set)
+        rng, teacher = np.random.default_rng(config.seed), functools.partial(make_policy, config.warm_start)
+        shown = demonstrate(self.scenarios, self.layout, teacher, rng, settings, self.stop.is_set)
         net = CompactionNet(config.network)
 
         def on_progress(done_frac: float, metrics: dict[str, float]) -> None:
@@ -252,7 +253,7 @@ class _Run:
                 Phase.PPO,
                 steps_per_s=speed,
                 episode_return=float(sampled.get("episode_return_mean", float("nan"))),
-                cost_usd=float(sampled.get("cost_usd", float("nan"))),
+                total_usd=float(sampled.get("total_usd", float("nan"))),
                 moves=float(sampled.get("moves", float("nan"))),
                 metrics=_figures(sampled, learned),
             )

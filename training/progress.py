@@ -34,7 +34,7 @@ class Progress:
     steps: int = 0  # environment steps of PPO so far
     steps_per_s: float = float("nan")
     episode_return: float = float("nan")  # in reward units
-    cost_usd: float = float("nan")  # bill of one episode
+    total_usd: float = float("nan")  # bill of one episode
     moves: float = float("nan")  # per episode
     metrics: dict[str, float] = field(default_factory=dict)  # all others, as ``group/name``
 
@@ -60,7 +60,7 @@ def _row(progress: Progress) -> dict[str, str]:
         "steps": f"{progress.steps:,}",
         "steps/s": _figure(progress.steps_per_s, 0),
         "return": _figure(progress.episode_return, 3),
-        "cost USD": _figure(progress.cost_usd, 2),
+        "total USD": _figure(progress.total_usd, 2),
         "moves": _figure(progress.moves, 1),
         "elapsed": _clock(progress.elapsed_s),
         "ETA": _clock(eta_s(progress)),

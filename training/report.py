@@ -19,9 +19,9 @@ __all__ = ["COLUMNS", "table", "write_atomically", "write_json", "write_png"]
 
 # Column: metric, heading, factor, digits. Never a saving without moves, undone moves and unserved demand beside it.
 COLUMNS = (
-    ("cost_usd", "cost USD", 1.0, 2),
+    ("total_usd", "total USD", 1.0, 2),
     ("excess_frac", "excess %", 100.0, 1),
-    ("node_usd", "nodes USD", 1.0, 2),
+    ("cost_usd", "nodes USD", 1.0, 2),
     ("disruption_usd", "moves USD", 1.0, 2),
     ("unserved_usd", "unserved USD", 1.0, 2),
     ("node_h", "node-h", 1.0, 2),
@@ -94,12 +94,12 @@ def write_png(path: Path, evaluation: Evaluation) -> None:
     over_time.legend(fontsize=8)
     summary = evaluation.summary()
     bottom = np.zeros(len(summary))
-    for metric, label in (("node_usd", "nodes"), ("disruption_usd", "moves"), ("unserved_usd", "unserved")):
+    for metric, label in (("cost_usd", "nodes"), ("disruption_usd", "moves"), ("unserved_usd", "unserved")):
         height = np.array([values[metric].mean for values in summary.values()])
         bills.bar(list(summary), height, bottom=bottom, label=label)
         bottom += height
     bills.errorbar(
-        list(summary), bottom, [v["cost_usd"].ci95 for v in summary.values()], fmt="none", ecolor="k", capsize=3
+        list(summary), bottom, [v["total_usd"].ci95 for v in summary.values()], fmt="none", ecolor="k", capsize=3
     )
     bills.set(ylabel="USD per episode", title=f"bill, {len(evaluation.seeds)} seeds")
     bills.tick_params(axis="x", labelrotation=20)

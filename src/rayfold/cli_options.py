@@ -1,6 +1,7 @@
 """What several verbs of the command line share: options, and what their values mean."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -20,5 +21,5 @@ def traces_dir(given: Path | None) -> Path:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """A comma-separated list."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    """A comma-separated list; commas in brackets belong to the name, as in ``patient(wait_s=60,spare_gpus=1)``."""
+    return tuple(name.strip() for name in re.split(r",(?![^()]*\))", text) if name.strip())

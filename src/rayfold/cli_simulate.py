@@ -22,8 +22,8 @@ app = typer.Typer()
 
 # Metric, heading, digits. Never a saving without moves, undone moves and unserved demand beside it.
 _FIGURES = (
-    ("cost_usd", "cost USD", 2),
-    ("node_usd", "nodes USD", 2),
+    ("total_usd", "total USD", 2),
+    ("cost_usd", "nodes USD", 2),
     ("disruption_usd", "moves USD", 2),
     ("unserved_usd", "unserved USD", 2),
     ("node_h", "node-h", 2),
@@ -161,7 +161,7 @@ def _as_json(results: "dict[str, TwinResult]") -> dict[str, Any]:
             name: {metric: value.as_json() for metric, value in result.summary().items()}
             for name, result in results.items()
         },
-        "cost_usd_by_future": {name: [ledger.cost_usd for ledger in r.ledgers] for name, r in results.items()},
+        "total_usd_by_future": {name: [ledger.total_usd for ledger in r.ledgers] for name, r in results.items()},
         "refused_moves": {name: sum(result.num_refused) for name, result in results.items()},
         "cost_above_usd": {first: {name: r.cost_above(results[first]).as_json() for name, r in results.items()}},
     }

@@ -82,9 +82,9 @@ def test_reward_is_minus_the_bill() -> None:
     assert env.episode is not None
     ledger = env.episode.simulator.ledger()
     assert ledger.metrics()["moves"] > 5
-    assert sum(step[1] for step in seen[1:]) == pytest.approx(-ledger.cost_usd)
+    assert sum(step[1] for step in seen[1:]) == pytest.approx(-ledger.total_usd)
     for _, reward, _, info in seen[1:]:
-        assert reward == pytest.approx(-(info["node_usd"] + info["disruption_usd"] + info["unserved_usd"]))
+        assert reward == pytest.approx(-(info["cost_usd"] + info["disruption_usd"] + info["unserved_usd"]))
 
 
 def test_time_passes_on_noop_only() -> None:
@@ -94,12 +94,12 @@ def test_time_passes_on_noop_only() -> None:
         obs, info = step[0], step[3]
         assert obs["global"][0] == (0.0 if info["num_moves"] else 1.0)
         if info["num_moves"]:
-            assert info["dt_s"] == info["node_usd"] == info["unserved_usd"] == 0.0
+            assert info["dt_s"] == info["cost_usd"] == info["unserved_usd"] == 0.0
             assert info["disruption_usd"] > 0.0
         else:
             assert info["dt_s"] == env.scenario.spec.settings.decision_interval_s
             assert info["disruption_usd"] == 0.0
-            assert info["node_usd"] > 0.0
+            assert info["cost_usd"] > 0.0
 
 
 def test_masked_actions_are_moves_and_others_are_noop() -> None:

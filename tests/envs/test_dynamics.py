@@ -10,7 +10,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from rayfold.envs.bound import bound_usd_per_h
 from rayfold.envs.cluster import ClusterSpec, ReplicaShape, SchedulingStrategy
 from rayfold.envs.initial_state import initial_state
-from rayfold.envs.ledger import Entry, Ledger
+from rayfold.envs.ledger import DeploymentEntry, Entry, Ledger
 from rayfold.envs.moves import Move
 from rayfold.envs.node_life import UNDONE_WINDOW_S, match_release
 from rayfold.envs.safety import Limits, check_move
@@ -37,6 +37,25 @@ def simulator(state: ClusterState, ongoing: dict[str, float], num_steps: int = 4
     """A simulator under constant load."""
     traffic = constant_traffic(state.spec, ongoing, num_steps)
     return Simulator(state, traffic, LIMITS, np.random.default_rng(0))
+
+
+def test_what_is_counted_per_deployment_by_hand() -> None:
+    """Two replicas serve 5 requests each: of 13 offered 3 are unserved, for ten minutes; sums equal the ledger."""
+    state = empty_state(small_spec(), num_nodes=1)
+    add_node(state, 0)
+    for _ in range(2):
+        add_replica(state, ONE, 0)
+    state.spec.arrays.min_replicas[:], state.spec.arrays.max_replicas[:] = 0, (2, 0, 0, 0, 0, 0)
+    state.arrays.deployment_target[ONE] = 2
+    state.spec.arrays.max_ongoing[ONE] = 5.0
+    sim = simulator(state, {"one": 13.0})
+    sim.advance(120)
+    by_deployment, ledger = sim.deployment_ledger(), sim.ledger()
+    assert by_deployment[DeploymentEntry.UNSERVED_REQUEST_S, ONE] == pytest.approx(3.0 * 600.0)
+    assert by_deployment[DeploymentEntry.REPLICA_H, ONE] == pytest.approx(2.0 / 6.0)
+    assert by_deployment[:, 1:].sum() == 0.0
+    assert ledger[Entry.UNSERVED_REQUEST_S] == by_deployment[DeploymentEntry.UNSERVED_REQUEST_S].sum()
+    assert by_deployment[DeploymentEntry.MOVES].sum() == ledger[Entry.MOVES] == 0.0
 
 
 def optimum_usd_per_h(spec: ClusterSpec, held: np.ndarray, nodes_per_type: int = 8) -> float:
@@ -130,7 +149,7 @@ def test_booting_nodes_are_billed_and_the_head_is_not() -> None:
     add_node(state, 2, phase=NodePhase.BOOTING)
     sim = simulator(state, {"one": 4.0})
     sim.advance(1)
-    assert sim.ledger()[Entry.NODE_USD] == pytest.approx(8.0 * STEP_S / 3600.0)
+    assert sim.ledger()[Entry.COST_USD] == pytest.approx(8.0 * STEP_S / 3600.0)
     assert sim.ledger()[Entry.NODE_H] == pytest.approx(2 * STEP_S / 3600.0)
     assert sim.ledger()[Entry.GPU_H] == pytest.approx(8 * STEP_S / 3600.0)
 

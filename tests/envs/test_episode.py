@@ -95,9 +95,9 @@ def test_outcomes_add_up_to_the_ledger(smoke: Scenario) -> None:
     episode = begin(smoke, 3)
     outcomes = play(episode, np.random.default_rng(3))
     ledger = episode.simulator.ledger()
-    for term in ("node_usd", "disruption_usd", "unserved_usd", "bound_usd"):
+    for term in ("cost_usd", "disruption_usd", "unserved_usd", "bound_usd"):
         assert sum(getattr(o, term) for o in outcomes) == pytest.approx(ledger[Entry[term.upper()]]), term
-    assert sum(o.reward_usd for o in outcomes) == pytest.approx(-ledger.cost_usd)
+    assert sum(o.reward_usd for o in outcomes) == pytest.approx(-ledger.total_usd)
     assert sum(o.num_moves for o in outcomes) == ledger[Entry.MOVES] > 0
     assert ledger[Entry.ELAPSED_S] == episode.simulator.now_s == smoke.horizon_s
     interval_s = smoke.spec.settings.decision_interval_s

@@ -20,8 +20,8 @@ def reading(**values: float) -> Ledger:
 
 def test_derived_figures_by_hand() -> None:
     """10 + 2 + 3 USD against a bound of 12 USD; 7200 tokens in two GPU hours."""
-    ledger = reading(node_usd=10.0, disruption_usd=2.0, unserved_usd=3.0, bound_usd=12.0, gpu_h=2.0, tokens=7200.0)
-    assert ledger.cost_usd == 15.0
+    ledger = reading(cost_usd=10.0, disruption_usd=2.0, unserved_usd=3.0, bound_usd=12.0, gpu_h=2.0, tokens=7200.0)
+    assert ledger.total_usd == 15.0
     assert ledger.excess_frac == pytest.approx(0.25)
     assert ledger.tokens_per_gpu_s == pytest.approx(1.0)
 
@@ -36,7 +36,7 @@ def test_metrics_name_every_entry_once() -> None:
     values = {entry.name.lower(): 1.0 + entry for entry in Entry}
     metrics = reading(**values).metrics()
     assert {name: metrics[name] for name in values} == values
-    assert set(metrics) - set(values) == {"cost_usd", "excess_frac", "tokens_per_gpu_s"}
+    assert set(metrics) - set(values) == {"total_usd", "excess_frac", "tokens_per_gpu_s"}
     assert sorted(int(entry) for entry in Entry) == list(range(len(Ledger.zeros())))
 
 
@@ -52,13 +52,13 @@ def test_a_reading_does_not_follow_the_simulator() -> None:
     before = sim.ledger()
     sim.advance(num_steps)
     after = sim.ledger()
-    assert before.cost_usd == 0.0
+    assert before.total_usd == 0.0
     # Three replicas of one GPU on one node of four GPUs at 4 USD/h, 6 requests of 10 tokens/s each.
-    want = {"node_usd": 4.0, "bound_usd": 3.0, "node_h": 1.0, "gpu_h": 4.0, "tokens": 216_000.0, "elapsed_s": 3600.0}
+    want = {"cost_usd": 4.0, "bound_usd": 3.0, "node_h": 1.0, "gpu_h": 4.0, "tokens": 216_000.0, "elapsed_s": 3600.0}
     metrics = after.metrics()
     for name, value in want.items():
         assert metrics.pop(name) == pytest.approx(value), name
-    assert metrics.pop("cost_usd") == pytest.approx(4.0)
+    assert metrics.pop("total_usd") == pytest.approx(4.0)
     assert metrics.pop("excess_frac") == pytest.approx(1 / 3)
     assert metrics.pop("tokens_per_gpu_s") == pytest.approx(15.0)
     assert set(metrics.values()) == {0.0}

@@ -82,7 +82,7 @@ def test_an_interruption_by_hand() -> None:
     ledger = sim.ledger()
     assert ledger[Entry.NODES_INTERRUPTED] == 1
     assert ledger[Entry.MOVES] == ledger[Entry.DISRUPTION_USD] == ledger[Entry.NODES_RELEASED] == 0
-    assert ledger[Entry.NODE_USD] == pytest.approx((4.0 * 70.0 + 4.0 * 75.0) / 3600.0)
+    assert ledger[Entry.COST_USD] == pytest.approx((4.0 * 70.0 + 4.0 * 75.0) / 3600.0)
 
 
 def test_a_node_that_drains_takes_nothing() -> None:
@@ -267,7 +267,7 @@ def test_a_type_out_of_stock() -> None:
     sim.advance(20)
     ledger = sim.ledger()
     assert ledger[Entry.STOCKOUTS] == 5  # after 5, 25, 45, 65 and 85 s
-    assert ledger[Entry.NODES_LAUNCHED] == ledger[Entry.NODE_USD] == 0
+    assert ledger[Entry.NODES_LAUNCHED] == ledger[Entry.COST_USD] == 0
     assert (sim.view.arrays.replica_phase == ReplicaPhase.PENDING).sum() == 1
 
 
@@ -307,7 +307,7 @@ def test_a_move_to_a_new_node_by_hand() -> None:
     }
     # One of four GPUs of a 4 USD node: cold start and fixed price; three nodes are billed from the launch on.
     assert sim.ledger()[Entry.DISRUPTION_USD] == pytest.approx(1.0 * (30.0 / 3600.0 + 0.02))
-    assert sim.ledger()[Entry.NODE_USD] == pytest.approx(3 * 4.0 * 85.0 / 3600.0)
+    assert sim.ledger()[Entry.COST_USD] == pytest.approx(3 * 4.0 * 85.0 / 3600.0)
     advance_to(sim, begun_s, 145.0)
     assert sim.view.arrays.node_phase[:3].tolist() == [NodePhase.ABSENT, NodePhase.ALIVE, NodePhase.ALIVE]
 
@@ -324,7 +324,7 @@ def test_a_new_node_that_is_out_of_stock() -> None:
     ledger, st = sim.ledger(), sim.view.arrays
     assert (ledger[Entry.MOVES], ledger[Entry.FAILED_MOVES], ledger[Entry.STOCKOUTS]) == (1, 1, 1)
     assert ledger[Entry.NODES_LAUNCHED] == ledger[Entry.DISRUPTION_USD] == ledger[Entry.UNDONE_MOVES] == 0
-    assert ledger[Entry.NODE_USD] == pytest.approx(2 * 4.0 * 40.0 / 3600.0)
+    assert ledger[Entry.COST_USD] == pytest.approx(2 * 4.0 * 40.0 / 3600.0)
     assert ledger[Entry.NODE_H] == pytest.approx(2 * 40.0 / 3600.0)
     assert st.node_phase[:3].tolist() == [NodePhase.ALIVE, NodePhase.ALIVE, NodePhase.ABSENT]
     assert st.node_fenced_until_s[0] == -np.inf
@@ -345,7 +345,7 @@ def test_a_cancelled_move_to_a_new_node() -> None:
     assert sim.view.arrays.node_phase[2] == NodePhase.ALIVE
     advance_to(sim, begun_s, 105.0)
     assert sim.view.arrays.node_phase[2] == NodePhase.ABSENT
-    assert sim.ledger()[Entry.NODE_USD] == pytest.approx(3 * 4.0 * 105.0 / 3600.0)
+    assert sim.ledger()[Entry.COST_USD] == pytest.approx(3 * 4.0 * 105.0 / 3600.0)
 
 
 def test_a_new_node_interrupted_before_the_replacement_serves() -> None:

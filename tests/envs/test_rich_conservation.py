@@ -74,18 +74,18 @@ def test_nothing_is_lost_or_counted_twice(packs: bool, seed: int, is_tight: bool
     """After every step: one phase each, resources by a recount, who serves, dollars, moves and nodes add up."""
     sim = rich_simulators(seed, packs=packs, num_steps=NUM_STEPS, is_tight=is_tight)[0]
     rng, spec = np.random.default_rng(seed), sim.spec.arrays
-    node_usd, first_nodes = 0.0, int((sim.view.arrays.node_phase != NodePhase.ABSENT).sum())
+    cost_usd, first_nodes = 0.0, int((sim.view.arrays.node_phase != NodePhase.ABSENT).sum())
     for _ in range(NUM_STEPS):
         play_moves([sim], rng)
         check_simulator(sim)
         st, ledger = sim.view.arrays, sim.ledger()
         paid = (st.node_phase != NodePhase.ABSENT) & ~never_comes(sim)
-        node_usd += float(spec.type_price_usd_per_h[st.node_type[paid]].sum()) * 5.0 / 3600.0
+        cost_usd += float(spec.type_price_usd_per_h[st.node_type[paid]].sum()) * 5.0 / 3600.0
         check_who_stopped_serving(sim)
         check_simulator(sim)
         st, ledger = sim.view.arrays, sim.ledger()
         np.testing.assert_array_equal(live_counts(sim), st.deployment_target)
-        assert ledger[Entry.NODE_USD] == pytest.approx(node_usd)
+        assert ledger[Entry.COST_USD] == pytest.approx(cost_usd)
         ends = Counter(sim._ended.values())
         assert ledger[Entry.CANCELLED_MOVES] == ends[MovePhase.CANCELLED]
         assert ledger[Entry.FAILED_MOVES] == ends[MovePhase.FAILED]

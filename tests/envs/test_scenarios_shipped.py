@@ -49,7 +49,7 @@ def test_nothing_is_lost_under_random_play(name: str) -> None:
             check_simulator(sim)
     ledger = sim.ledger()
     assert ledger[Entry.ELAPSED_S] == horizon_s
-    assert ledger[Entry.NODE_USD] > 0
+    assert ledger[Entry.COST_USD] > 0
     assert sim.num_steps_left == 0
 
 

@@ -178,8 +178,8 @@ def test_scaled_rewards_by_the_ledger(scenarios: list[Scenario]) -> None:
         usd += plain.step(actions)[1]
     for b, episode in enumerate(env.episodes):
         ledger = episode.simulator.ledger()
-        excess_usd = ledger.cost_usd - ledger.metrics()["bound_usd"]
-        assert usd[b] == pytest.approx(-ledger.cost_usd)
+        excess_usd = ledger.total_usd - ledger.metrics()["bound_usd"]
+        assert usd[b] == pytest.approx(-ledger.total_usd)
         assert total[b] == pytest.approx(-0.5 * excess_usd / episode.first_tick_usd)
     assert len({episode.first_tick_usd for episode in env.episodes}) > 1
 

@@ -23,7 +23,7 @@ CARD = TrainingCard(
     created_utc="2025-01-01T00:00:00+00:00",
     git_commit="abc",
     versions={"torch": "2.13.0"},
-    metrics={"evaluation/cost_usd": 12.5},
+    metrics={"evaluation/total_usd": 12.5},
 )
 
 

@@ -92,3 +92,14 @@ def test_path_without_a_bundle_names_the_path(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=path.name) as caught:
             make_policy(str(path), Limits())
         assert "best_fit" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "got"), [("none(wait_s=1)", "1"), ("best_fit(wait_s)", "wait_s"), ("ray_serve(a=1", "ray_serve(a=1")]
+)
+def test_settings_that_cannot_be(name: str, got: str) -> None:
+    """A rule without settings takes none; text that is no setting is told as such."""
+    with pytest.raises(InputError) as caught:
+        make_policy(name, Limits(), where="--policies")
+    assert caught.value.got == got
+    assert caught.value.where.startswith("--policies")

@@ -52,8 +52,8 @@ def test_no_moves_on_constant_traffic_cost_the_nodes() -> None:
     before = state.digest()
     traffic = constant_traffic(spec, {"two": 8.0}, 360)  # 1800 s in steps of 5 s
     result = roll_forward(state, NoMoves(), [traffic] * 3, Limits(), np.random.default_rng(0))
-    assert result.cost_usd.mean == pytest.approx(4.0)
-    assert result.cost_usd.ci95 == pytest.approx(0.0, abs=1e-9)
+    assert result.total_usd.mean == pytest.approx(4.0)
+    assert result.total_usd.ci95 == pytest.approx(0.0, abs=1e-9)
     summary = result.summary()
     assert summary["node_h"].mean == pytest.approx(1.0)
     assert [summary[name].mean for name in ("moves", "undone_moves", "unserved_replica_h")] == [0.0, 0.0, 0.0]
@@ -70,8 +70,8 @@ def test_interval_and_difference_by_hand() -> None:
     low = [constant_traffic(scenario.spec, {"wide": load, "leftover": 4.0}, 360) for load in (20.0, 24.0, 33.0)]
     policies: dict[str, Policy] = {"none": NoMoves(), "best_fit": BestFit(scenario.limits)}
     results = compare(state, policies, low, scenario.limits, np.random.default_rng(1))
-    bills = {name: [ledger.cost_usd for ledger in r.ledgers] for name, r in results.items()}
-    assert results["best_fit"].cost_usd == interval95(bills["best_fit"])
+    bills = {name: [ledger.total_usd for ledger in r.ledgers] for name, r in results.items()}
+    assert results["best_fit"].total_usd == interval95(bills["best_fit"])
     by_hand = interval95(np.subtract(bills["best_fit"], bills["none"]))
     assert results["best_fit"].cost_above(results["none"]) == by_hand
     assert results["none"].cost_above(results["none"]).mean == 0.0
@@ -194,8 +194,8 @@ def test_live_state_starts_the_simulator(tmp_path: Path) -> None:
     traffic = constant_traffic(spec, {"one": 4.0, "two": 2.0}, 360)
     result = roll_forward(loaded, BestFit(Limits()), [traffic], Limits(), np.random.default_rng(0))
     assert result.ledgers[0][Entry.ELAPSED_S] == 1800.0
-    assert result.cost_usd.mean > 0.0
-    assert math.isnan(result.cost_usd.ci95)
+    assert result.total_usd.mean > 0.0
+    assert math.isnan(result.total_usd.ci95)
     assert loaded.arrays.replica_peer.tolist() == [-1, -1, -1]
     assert state.arrays.replica_peer[rows[0]] == rows[0]  # the state itself is left as it was
 

@@ -196,7 +196,7 @@ def test_snapshot_file_starts_the_simulator(live: Live, tmp_path: Path) -> None:
     elapsed_h = result.ledgers[0][Entry.ELAPSED_S] / 3600.0
     assert elapsed_h == pytest.approx(60.0 / 3600.0)
     occupied = len(set(state.arrays.replica_node.tolist()))
-    paid_nodes = result.ledgers[0][Entry.NODE_USD] / (4.0 * elapsed_h)
+    paid_nodes = result.ledgers[0][Entry.COST_USD] / (4.0 * elapsed_h)
     assert occupied - 1e-6 <= paid_nodes <= 3.0 + 1e-6
 
 

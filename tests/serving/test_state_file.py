@@ -54,7 +54,7 @@ def test_file_holds_spec_and_ids_and_starts_the_simulator(tmp_path: Path) -> Non
     ready = startable(loaded)
     traffic = constant_traffic(ready.spec, {"a": 4.0}, 120)
     result = roll_forward(ready, NoMoves(), [traffic], Limits(), np.random.default_rng(0))
-    assert result.summary()["node_usd"].mean == pytest.approx(2 * 4.0 / 6.0)  # 600 s of two nodes at 4 USD/h
+    assert result.summary()["cost_usd"].mean == pytest.approx(2 * 4.0 / 6.0)  # 600 s of two nodes at 4 USD/h
     assert [path.name for path in tmp_path.iterdir()] == ["s.npz"]
 
 

@@ -81,20 +81,20 @@ def test_evaluation_and_environment_agree() -> None:
         outcome = episode.act(NOOP, 0)
         total -= outcome.reward_usd
         truncated = outcome.truncated
-    assert total == pytest.approx(reported["cost_usd"])
+    assert total == pytest.approx(reported["total_usd"])
 
 
 def test_paired_difference_by_hand() -> None:
     """Cost against the baseline is taken seed by seed; the baseline's own is 0."""
     scenario = load_scenario("two_node")
     evaluation = evaluate(scenario, {"none": NoMoves(), "best_fit": BestFit(scenario.limits)}, range(8))
-    cost = {n: np.array([e.metrics["cost_usd"] for e in episodes]) for n, episodes in evaluation.results.items()}
+    cost = {n: np.array([e.metrics["total_usd"] for e in episodes]) for n, episodes in evaluation.results.items()}
     by_hand = interval95((cost["best_fit"] - cost["none"]) / cost["none"].mean())
     paired = evaluation.paired("none")
     assert paired["best_fit"] == by_hand
     assert paired["none"].mean == paired["none"].ci95 == 0.0
     assert by_hand.mean + by_hand.ci95 < 0.0
-    assert evaluation.to_json()["cost_against_frac"]["none"]["best_fit"]["mean"] == by_hand.mean
+    assert evaluation.to_json()["total_against_frac"]["none"]["best_fit"]["mean"] == by_hand.mean
 
 
 def test_report_shows_what_a_saving_costs(tmp_path: Path) -> None:
@@ -108,9 +108,9 @@ def test_report_shows_what_a_saving_costs(tmp_path: Path) -> None:
     assert text.count("±") == 1  # in the title
     write_json(tmp_path / "a" / "out.json", evaluation.to_json())
     content = json.loads((tmp_path / "a" / "out.json").read_text())
-    cost = content["policies"]["best_fit"]["cost_usd"]
+    cost = content["policies"]["best_fit"]["total_usd"]
     assert cost["ci95"] is None
-    assert cost["mean"] == pytest.approx(evaluation.results["best_fit"][0].metrics["cost_usd"])
+    assert cost["mean"] == pytest.approx(evaluation.results["best_fit"][0].metrics["total_usd"])
     assert {"moves", "undone_moves", "unserved_replica_h"} <= set(content["policies"]["none"])
     write_png(tmp_path / "out.png", evaluation)
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
@@ -210,18 +210,18 @@ def test_refused_moves_are_counted_and_not_made() -> None:
     plain = run_episode(scenario, BestFit(scenario.limits), 3, Split.VALIDATION).metrics
     assert metrics["refused_moves"] == metrics["moves"] == policy.asked == plain["moves"] > 0
     assert plain["refused_moves"] == 0.0
-    assert metrics["cost_usd"] == plain["cost_usd"]
+    assert metrics["total_usd"] == plain["total_usd"]
 
 
 def test_bill_at_other_prices_by_hand() -> None:
     """A quarter and four times the price of moves and unserved demand, the nodes' price unchanged."""
     scenario = load_scenario("smoke")
     metrics = run_episode(scenario, BestFit(scenario.limits), 3, Split.VALIDATION).metrics
-    node_usd, disruption_usd, unserved_usd = (metrics[f"{part}_usd"] for part in ("node", "disruption", "unserved"))
-    assert min(node_usd, disruption_usd, unserved_usd) > 0.0
-    assert metrics["cost_usd"] == pytest.approx(node_usd + disruption_usd + unserved_usd)
-    assert metrics["cost_usd_at_0.25x"] == pytest.approx(node_usd + (disruption_usd + unserved_usd) / 4.0)
-    assert metrics["cost_usd_at_4x"] == pytest.approx(node_usd + 4.0 * (disruption_usd + unserved_usd))
+    cost_usd, disruption_usd, unserved_usd = (metrics[f"{part}_usd"] for part in ("cost", "disruption", "unserved"))
+    assert min(cost_usd, disruption_usd, unserved_usd) > 0.0
+    assert metrics["total_usd"] == pytest.approx(cost_usd + disruption_usd + unserved_usd)
+    assert metrics["total_usd_at_0.25x"] == pytest.approx(cost_usd + (disruption_usd + unserved_usd) / 4.0)
+    assert metrics["total_usd_at_4x"] == pytest.approx(cost_usd + 4.0 * (disruption_usd + unserved_usd))
 
 
 def test_latency_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,12 +58,12 @@ def test_the_network_learns_what_is_shown(scenario: Scenario) -> None:
         assert metrics["nll"] < 0.15
         policy = LearnedPolicy(net.eval(), scenario.limits)
         return float(
-            np.mean([run_episode(scenario, policy, s, Split.VALIDATION).metrics["cost_usd"] for s in range(8)])
+            np.mean([run_episode(scenario, policy, s, Split.VALIDATION).metrics["total_usd"] for s in range(8)])
         )
 
     rng = np.random.default_rng(0)
     heuristic = np.mean(
-        [run_episode(scenario, BestFit(scenario.limits), s, Split.VALIDATION).metrics["cost_usd"] for s in range(8)]
+        [run_episode(scenario, BestFit(scenario.limits), s, Split.VALIDATION).metrics["total_usd"] for s in range(8)]
     )
     assert mean_bill(BestFit) < 1.1 * heuristic
     assert mean_bill(NoMoves) > 1.4 * heuristic
@@ -71,7 +71,7 @@ def test_the_network_learns_what_is_shown(scenario: Scenario) -> None:
 
 def _mean_bill(scenario: Scenario, policy: Policy) -> float:
     results = [run_episode(scenario, policy, seed, Split.VALIDATION) for seed in range(8)]
-    return float(np.mean([result.metrics["cost_usd"] for result in results]))
+    return float(np.mean([result.metrics["total_usd"] for result in results]))
 
 
 def _make(kind: type[BestFit] | type[NoMoves], scenario: Scenario) -> BestFit | NoMoves:

@@ -129,7 +129,7 @@ def test_run_then_resume(tmp_path: Path) -> None:
         Phase.DONE,
     ]
     last = [r for r in readings if r.phase is Phase.PPO][-1]
-    assert last.cost_usd > 0
+    assert last.total_usd > 0
     assert last.moves >= 0
     assert last.episode_return < 0
     lines = (tmp_path / "progress.jsonl").read_text().splitlines()

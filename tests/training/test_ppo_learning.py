@@ -46,8 +46,8 @@ def test_ppo_reaches_the_known_optimum_with_the_right_sign_only(tmp_path: Path, 
     )
     result = train(config)
     scenario = load_scenario("two_node")
-    learned = mean_of(LearnedPolicy(load_bundle(result.bundle_dir).net, scenario.limits), "cost_usd")
-    optimum, nothing = mean_of(BestFit(scenario.limits), "cost_usd"), mean_of(NoMoves(), "cost_usd")
+    learned = mean_of(LearnedPolicy(load_bundle(result.bundle_dir).net, scenario.limits), "total_usd")
+    optimum, nothing = mean_of(BestFit(scenario.limits), "total_usd"), mean_of(NoMoves(), "total_usd")
     assert optimum < 0.6 * nothing
     reached = math.isclose(learned, optimum, rel_tol=0.05)
     assert reached == (sign > 0), f"learned {learned:.2f} USD, optimum {optimum:.2f}, no moves {nothing:.2f}"

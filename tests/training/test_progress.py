@@ -15,7 +15,7 @@ READING = Progress(
     steps=12_345,
     steps_per_s=987.6,
     episode_return=-1.2345,
-    cost_usd=1704.05,
+    total_usd=1704.05,
     moves=19.04,
 )
 
@@ -59,5 +59,5 @@ def test_terminal_shows_a_live_table(width: int) -> None:
     with ProgressDisplay(Console(file=out, force_terminal=True, width=width)) as display:
         display(READING)
     assert "\x1b[" in out.getvalue()
-    for text in ("return", "-1.234", "cost USD", "1,704.05", "moves", "19.0", "steps/s", "988", "ETA", "1:30"):
+    for text in ("return", "-1.234", "total USD", "1,704.05", "moves", "19.0", "steps/s", "988", "ETA", "1:30"):
         assert text in out.getvalue()

@@ -74,7 +74,7 @@ def test_table_rows_and_intervals() -> None:
     one, two = shown(evaluated(1)), shown(evaluated(2))
     assert {heading for _, heading, _, _ in COLUMNS} <= set(two)
     assert not any("±" in cell or "nan" in cell for cells in one.values() for cell in cells)
-    assert all("±" in cell for cell in two["cost USD"])
+    assert all("±" in cell for cell in two["total USD"])
     assert one["moves"] == ["0.0", "0.0"]
     assert two["cost against none, paired %"] == ["0.0 ± 0.0"] * 2
 
@@ -96,10 +96,10 @@ def made_up(results: dict[str, tuple[EpisodeResult, ...]]) -> Evaluation:
 
 def test_table_by_hand() -> None:
     """Costs 10 and 14: 12 ± 25.41, t(0.975, 1) = 12.7062 times sd 2.8284 over sqrt(2); shares are shown in percent."""
-    none = (result(cost_usd=10.0, excess_frac=0.25), result(cost_usd=14.0, excess_frac=0.35))
-    other = (result(cost_usd=9.0, undone_moves=1.0, moves=3.0), result(cost_usd=13.0, undone_moves=3.0, moves=7.0))
+    none = (result(total_usd=10.0, excess_frac=0.25), result(total_usd=14.0, excess_frac=0.35))
+    other = (result(total_usd=9.0, undone_moves=1.0, moves=3.0), result(total_usd=13.0, undone_moves=3.0, moves=7.0))
     cells = shown(made_up({"none": none, "other": other}))
-    assert cells["cost USD"] == ["12.00 ± 25.41", "11.00 ± 25.41"]
+    assert cells["total USD"] == ["12.00 ± 25.41", "11.00 ± 25.41"]
     assert cells["excess %"] == ["30.0 ± 63.5", "0.0 ± 0.0"]
     assert cells["moves"] == ["0.0 ± 0.0", "5.0 ± 25.4"]
     assert cells["undone"] == ["0.0 ± 0.0", "2.0 ± 12.7"]
@@ -113,7 +113,7 @@ def test_each_row_shows_its_own_metric() -> None:
     for i, (_, heading, factor, digits) in enumerate(COLUMNS, start=1):
         assert cells[heading] == [f"{i * factor:,.{digits}f}"]
     named = {
-        "nodes USD": "node_usd",
+        "nodes USD": "cost_usd",
         "moves USD": "disruption_usd",
         "unserved USD": "unserved_usd",
         "undone": "undone_moves",
@@ -140,10 +140,10 @@ def figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Figure:
         print_png(canvas, target)  # type: ignore[no-untyped-call]  # matplotlib leaves it untyped
 
     monkeypatch.setattr(FigureCanvasAgg, "print_png", keep)
-    bill = {"node_usd": 5.0, "disruption_usd": 2.0, "unserved_usd": 1.0}
+    bill = {"cost_usd": 5.0, "disruption_usd": 2.0, "unserved_usd": 1.0}
     first, second = (
-        result(cost_usd=8.0, **bill),
-        result(cost_usd=10.0, node_usd=6.0, disruption_usd=3.0, unserved_usd=1.0),
+        result(total_usd=8.0, **bill),
+        result(total_usd=10.0, cost_usd=6.0, disruption_usd=3.0, unserved_usd=1.0),
     )
     second = replace(second, num_nodes=np.array([9, 9, 9]))
     write_png(tmp_path / "a.png", made_up({"a": (first, second), "b": (first, first)}))
