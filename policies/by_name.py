@@ -47,6 +47,7 @@ def make_policy(
     *,
     bundle: Path | None = None,
     tuned: Mapping[str, Mapping[str, Any]] | None = None,
+    num_candidates: int = 0,
     where: str = "--policy",
 ) -> Policy:
     """Makes one policy.
@@ -57,6 +58,7 @@ def make_policy(
         limits: What the safety filter allows.
         bundle: Directory that ``learned`` stands for; the shipped bundle if None.
         tuned: Settings by name of heuristic, for those that are given without any; else its defaults.
+        num_candidates: How many candidates a learned policy lists in its plans; heuristics list all they weigh.
         where: The flag, for the message.
 
     Raises:
@@ -69,9 +71,9 @@ def make_policy(
         values = _split(given["settings"], f"{where} {rule}") if given else (tuned or {}).get(rule, {})
         return make(limits, parse_settings(settings_type, values, f"{where} {rule}"))
     if name == LEARNED:
-        return LearnedPolicy(load_bundle(bundle or shipped_bundle()).net, limits)
+        return LearnedPolicy(load_bundle(bundle or shipped_bundle()).net, limits, num_candidates=num_candidates)
     if "/" in name or (name and Path(name).is_dir()):  # Path("") is the working directory
-        return LearnedPolicy(load_bundle(Path(name)).net, limits)
+        return LearnedPolicy(load_bundle(Path(name)).net, limits, num_candidates=num_candidates)
     known = ", ".join([*HEURISTICS, LEARNED])
     raise InputError(where, f"one of {known}, or the directory of a policy bundle", name)
 

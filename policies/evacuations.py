@@ -1,5 +1,6 @@
 """Evacuations a heuristic can choose from: every node that could be emptied now, with its moves and price."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from rayfold.envs.moves import Move, Plan
 from rayfold.envs.safety import Limits, move_masks, moves_in_flight
 from rayfold.envs.state import ClusterState, NodePhase
 
-__all__ = ["Evacuation", "evacuations", "first_moves"]
+__all__ = ["Evacuation", "evacuations", "first_moves", "moves_price_usd"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,6 @@ def evacuations(state: ClusterState, limits: Limits) -> list[Evacuation]:
         One entry per node with at least one replica left to move, in order of node rows.
     """
     st, spec = state.arrays, state.spec.arrays
-    prices = state.spec.settings.prices
     shape = (len(st.node_type), state.spec.num_deployments)
     source, may_take = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     new_node = np.zeros((len(state.spec.node_types), shape[1]), np.float32)
@@ -47,19 +47,24 @@ def evacuations(state: ClusterState, limits: Limits) -> list[Evacuation]:
             continue
         part = slice(work.begin[n], work.begin[n + 1])
         rows, destination = work.rows[part], work.destination[part]
-        cost_usd = sum(
-            move_price_usd(spec, st.replica_deployment[r], prices.move_frac, prices.disruption_scale) for r in rows
-        )
+        moves = tuple(Move(int(r), int(to)) for r, to in zip(rows, destination, strict=True))
         found.append(
             Evacuation(
                 node_idx=n,
-                moves=tuple(Move(int(r), int(to)) for r, to in zip(rows, destination, strict=True)),
-                price_usd=float(cost_usd),
+                moves=moves,
+                price_usd=moves_price_usd(state, moves),
                 node_usd_per_h=float(spec.type_price_usd_per_h[st.node_type[n]]),
                 is_underway=bool(st.node_fenced_until_s[n] > state.now_s),
             )
         )
     return found
+
+
+def moves_price_usd(state: ClusterState, moves: Sequence[Move]) -> float:
+    """Expected disruption of all of these moves, US dollars."""
+    spec, prices = state.spec.arrays, state.spec.settings.prices
+    deployments = (state.arrays.replica_deployment[move.replica_idx] for move in moves)
+    return float(sum(move_price_usd(spec, d, prices.move_frac, prices.disruption_scale) for d in deployments))
 
 
 def first_moves(state: ClusterState, chosen: Evacuation, limits: Limits, reason: str) -> Plan:
