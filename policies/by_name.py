@@ -10,8 +10,11 @@ from rayfold.errors import InputError
 from rayfold.policies.best_fit import BestFit
 from rayfold.policies.bundle import load_bundle
 from rayfold.policies.dearest_first import DearestFirst
+from rayfold.policies.first_fit_decreasing import FirstFitDecreasing
 from rayfold.policies.learned import LearnedPolicy
+from rayfold.policies.least_moves import LeastMoves
 from rayfold.policies.none import NoMoves
+from rayfold.policies.patient import Patient, PatientSettings
 from rayfold.policies.protocol import Policy
 from rayfold.policies.ray_serve import RayServe
 from rayfold.policies.settings import NoSettings, parse_settings
@@ -30,6 +33,9 @@ HEURISTICS: dict[str, Heuristic] = {
     "none": Heuristic(lambda limits, _: NoMoves()),
     "best_fit": Heuristic(lambda limits, _: BestFit(limits)),
     "dearest_first": Heuristic(lambda limits, _: DearestFirst(limits)),
+    "first_fit_decreasing": Heuristic(lambda limits, _: FirstFitDecreasing(limits)),
+    "least_moves": Heuristic(lambda limits, _: LeastMoves(limits)),
+    "patient": Heuristic(Patient, PatientSettings),
     "ray_serve": Heuristic(lambda limits, _: RayServe(limits)),
 }
 LEARNED = "learned"
