@@ -10,6 +10,8 @@ from rayfold.errors import InputError
 from rayfold.policies.best_fit import BestFit
 from rayfold.policies.bundle import load_bundle
 from rayfold.policies.dearest_first import DearestFirst
+from rayfold.policies.descheduler import Descheduler, DeschedulerSettings
+from rayfold.policies.fragmentation import Fragmentation, FragmentationSettings
 from rayfold.policies.learned import LearnedPolicy
 from rayfold.policies.none import NoMoves
 from rayfold.policies.protocol import Policy
@@ -31,6 +33,8 @@ HEURISTICS: dict[str, Heuristic] = {
     "best_fit": Heuristic(lambda limits, _: BestFit(limits)),
     "dearest_first": Heuristic(lambda limits, _: DearestFirst(limits)),
     "ray_serve": Heuristic(lambda limits, _: RayServe(limits)),
+    "descheduler": Heuristic(Descheduler, DeschedulerSettings),
+    "fragmentation": Heuristic(Fragmentation, FragmentationSettings),
 }
 LEARNED = "learned"
 _WITH_SETTINGS = re.compile(r"(?P<name>\w+)\((?P<settings>[^()]*)\)")
