@@ -12,6 +12,7 @@ from rayfold.policies.bundle import load_bundle
 from rayfold.policies.dearest_first import DearestFirst
 from rayfold.policies.descheduler import Descheduler, DeschedulerSettings
 from rayfold.policies.fragmentation import Fragmentation, FragmentationSettings
+from rayfold.policies.karpenter import BalancedSettings, Karpenter, KarpenterBalanced, KarpenterSettings
 from rayfold.policies.learned import LearnedPolicy
 from rayfold.policies.none import NoMoves
 from rayfold.policies.protocol import Policy
@@ -33,6 +34,8 @@ HEURISTICS: dict[str, Heuristic] = {
     "best_fit": Heuristic(lambda limits, _: BestFit(limits)),
     "dearest_first": Heuristic(lambda limits, _: DearestFirst(limits)),
     "ray_serve": Heuristic(lambda limits, _: RayServe(limits)),
+    "karpenter": Heuristic(Karpenter, KarpenterSettings),
+    "karpenter_balanced": Heuristic(KarpenterBalanced, BalancedSettings),
     "descheduler": Heuristic(Descheduler, DeschedulerSettings),
     "fragmentation": Heuristic(Fragmentation, FragmentationSettings),
 }

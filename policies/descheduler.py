@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayfold.envs.moves import Candidate, Move, Plan
-from rayfold.envs.safety import Limits, Reason, check_move
+from rayfold.envs.safety import Limits, Reason
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from rayfold.envs.transition import with_move
-from rayfold.policies.destinations import fullest_first, masks
+from rayfold.policies.destinations import fullest_first, masks, why_it_stays
 from rayfold.policies.evacuations import moves_price_usd
 from rayfold.policies.settings import between, one_of
 
@@ -140,9 +140,8 @@ def _evict(
 
 def _eviction(state: ClusterState, limits: Limits, r: int, is_high: NDArray[np.bool_]) -> tuple[Move | None, Reason]:
     """One replica to the fullest well used node that takes it, or why it stays."""
-    own = Move(r, int(state.arrays.replica_node[r]))
-    reason = check_move(state, own, limits).reason  # SAME_NODE: nothing speaks against its leaving
-    if reason is not Reason.SAME_NODE:
+    reason = why_it_stays(state, r, limits)
+    if reason is not Reason.ALLOWED:
         return None, reason
     d = state.arrays.replica_deployment[r]
     takers = np.flatnonzero(masks(state, limits).destination[:, d] & is_high)

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfold.envs.safety import Limits, move_masks
+from rayfold.envs.safety import Limits, Reason, move_masks, moves_in_flight, source_reason
 from rayfold.envs.state import ClusterState
 
-__all__ = ["Masks", "fullest_first", "masks"]
+__all__ = ["Masks", "fullest_first", "masks", "why_it_stays"]
 
 
 class Masks(NamedTuple):
@@ -40,3 +40,9 @@ def fullest_first(node_free: NDArray[np.float64], nodes: NDArray[np.int64]) -> N
     """
     columns = node_free[nodes].round(9).T[::-1]  # the last key of lexsort counts first
     return nodes[np.lexsort(columns)] if len(nodes) else nodes
+
+
+def why_it_stays(state: ClusterState, r: int, limits: Limits) -> Reason:
+    """Why replica ``r`` may not leave its node, wherever it would go; ALLOWED if it may."""
+    st = state.arrays
+    return Reason(source_reason(state.spec.arrays, st, state.now_s, limits, r, moves_in_flight(st)))

@@ -14,6 +14,7 @@ from rayfold.policies.by_name import HEURISTICS, LEARNED, make_policy, shipped_b
 from rayfold.policies.dearest_first import DearestFirst
 from rayfold.policies.descheduler import Descheduler
 from rayfold.policies.fragmentation import Fragmentation
+from rayfold.policies.karpenter import Karpenter, KarpenterBalanced
 from rayfold.policies.learned import LearnedPolicy
 from rayfold.policies.none import NoMoves
 from rayfold.policies.protocol import Policy
@@ -24,6 +25,8 @@ CLASSES = {
     "best_fit": BestFit,
     "dearest_first": DearestFirst,
     "ray_serve": RayServe,
+    "karpenter": Karpenter,
+    "karpenter_balanced": KarpenterBalanced,
     "descheduler": Descheduler,
     "fragmentation": Fragmentation,
 }
