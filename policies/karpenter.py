@@ -188,7 +188,8 @@ class Karpenter:
 
     def _go_on(self, state: ClusterState) -> tuple[Move, ...]:
         """Moves off the nodes that go, largest replica first, as many as the limits let."""
-        now, moves = state, []
+        now = state
+        moves: list[Move] = []
         going = [n for job in self._jobs for n in job.known]
         demand, st = state.spec.arrays.demand, state.arrays
         for job in self._jobs:

@@ -75,7 +75,7 @@ def test_what_no_longer_holds_is_abandoned() -> None:
 
 
 def test_it_waits_after_an_event() -> None:
-    """Replicas came at the clock of the state: candidates 60 s later, and later still if one leaves each node meanwhile."""
+    """Replicas came at the clock of the state: candidates 60 s later, unless one has left each node meanwhile."""
     for is_disturbed in (False, True):
         policy, state = rule(consolidate_after_s=60.0), three()
         assert policy.plan(later(state, 59.0), rng()).reason == "nothing to consolidate"
@@ -186,7 +186,7 @@ def test_disruption_is_one_per_node_and_one_per_mean_move() -> None:
     search = Search(quiet((PLAIN, (TWO,)), (PLAIN, (ONE,))), LIMITS)
     assert search.disruption([0]) == pytest.approx(1 + 4 / 3)
     assert search.disruption([1]) == pytest.approx(1 + 2 / 3)
-    assert search.totals() == (8.0, pytest.approx(4.0))
+    assert search.totals() == pytest.approx((8.0, 4.0))
 
 
 @pytest.mark.parametrize(("min_score", "moves"), [(1.5, (Move(0, 1),)), (1.51, ())])
