@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from rayfold import cli_explain, cli_simulate, cli_trace
+from rayfold import cli_evaluate, cli_explain, cli_simulate, cli_trace
 from rayfold.cli_options import SyntheticOption, TracesOption, names, traces_dir
-from rayfold.errors import InputError, RayfoldError
+from rayfold.errors import RayfoldError
 
 __all__ = ["app", "main"]
 
@@ -25,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_trace.app, name="trace")
+app.add_typer(cli_evaluate.app)  # without a name: its verbs are the root's
 app.add_typer(cli_simulate.app)  # without a name: its verbs are the root's
 app.add_typer(cli_explain.app)
 
@@ -95,62 +96,6 @@ def train(
     console.print(f"bundle: {result.bundle_dir} ({result.chosen} weights)\ncheckpoint: {result.checkpoint}")
     if result.interrupted:
         raise typer.Exit(_EXIT_INTERRUPT)
-
-
-@app.command()
-def evaluate(
-    scenario: Annotated[str, typer.Option(help="Shipped name or YAML path.")] = "llm_api",
-    policies: Annotated[
-        str, typer.Option(help="Comma-separated heuristics, 'learned', or bundle directories.")
-    ] = "none,best_fit,ray_serve",
-    bundle: Annotated[Path | None, typer.Option(help="Bundle of 'learned'; default: the shipped one.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Episodes.")] = 8,
-    first_seed: Annotated[int, typer.Option(min=0)] = 0,
-    split: Annotated[str, typer.Option(help="train or validation.")] = "validation",
-    horizon_h: Annotated[float | None, typer.Option(help="Length of an episode; default: the scenario's.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write every metric here; a PNG is written beside it.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Write the picture here.")] = None,
-    traces: TracesOption = None,
-    synthetic: SyntheticOption = False,
-) -> None:
-    """Evaluate policies on the same episodes."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from rayfold.cli_checks import check_bundle_flag, check_horizon, check_output
-    from rayfold.envs.scenario import Split, load_scenario
-    from rayfold.policies.by_name import make_policy
-    from rayfold.training.evaluation import evaluate as run_evaluation
-    from rayfold.training.report import table, write_json, write_png
-
-    if split not in list(Split):
-        raise InputError("--split", " or ".join(Split), split)
-    check_horizon(horizon_h)
-    check_bundle_flag(names(policies), bundle)
-    loaded = load_scenario(scenario, traces_dir(traces), synthetic=synthetic)
-    if horizon_h is not None:
-        loaded = loaded.with_horizon(horizon_h * 3600.0)
-    chosen = {name: make_policy(name, loaded.limits, bundle=bundle, where="--policies") for name in names(policies)}
-    if not chosen:
-        raise InputError("--policies", "at least one policy", "none")
-    check_output("--json", json)  # before a name is made of it: "." has no suffix to replace
-    picture = png or (json.with_suffix(".png") if json is not None else None)
-    check_output("--png", picture)
-    console = Console()
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("evaluating", total=seeds * len(chosen))
-        evaluation = run_evaluation(
-            loaded,
-            chosen,
-            range(first_seed, first_seed + seeds),
-            Split(split),
-            lambda name, seed: progress.advance(task),
-        )
-    console.print(table(evaluation))
-    if json is not None:
-        write_json(json, evaluation.to_json())
-    if picture is not None:
-        write_png(picture, evaluation)
 
 
 @app.command()
