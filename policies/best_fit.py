@@ -9,7 +9,7 @@ import numpy as np
 from rayfold.envs.moves import Plan
 from rayfold.envs.safety import Limits
 from rayfold.envs.state import ClusterState
-from rayfold.policies.evacuations import evacuations, first_moves
+from rayfold.policies.evacuations import candidates, evacuations, first_moves
 
 __all__ = ["BestFit"]
 
@@ -37,4 +37,7 @@ class BestFit:
         if not found:
             return Plan(reason="no node can be emptied")
         chosen = min(found, key=lambda e: (not e.is_underway, e.price_usd, -e.node_usd_per_h, e.node_idx))
-        return first_moves(state, chosen, self._limits, f"empty node {chosen.node_idx}")
+        weighed = candidates(
+            found, lambda e: -e.price_usd, lambda e: "chosen" if e is chosen else "its moves cost no less"
+        )
+        return first_moves(state, chosen, self._limits, f"empty node {chosen.node_idx}", weighed)

@@ -10,8 +10,11 @@ from rayfold.errors import InputError
 from rayfold.policies.best_fit import BestFit
 from rayfold.policies.bundle import load_bundle
 from rayfold.policies.dearest_first import DearestFirst
+from rayfold.policies.first_fit_decreasing import FirstFitDecreasing
 from rayfold.policies.learned import LearnedPolicy
+from rayfold.policies.least_moves import LeastMoves
 from rayfold.policies.none import NoMoves
+from rayfold.policies.patient import Patient, PatientSettings
 from rayfold.policies.protocol import Policy
 from rayfold.policies.ray_serve import RayServe
 from rayfold.policies.settings import NoSettings, parse_settings
@@ -30,6 +33,9 @@ HEURISTICS: dict[str, Heuristic] = {
     "none": Heuristic(lambda limits, _: NoMoves()),
     "best_fit": Heuristic(lambda limits, _: BestFit(limits)),
     "dearest_first": Heuristic(lambda limits, _: DearestFirst(limits)),
+    "first_fit_decreasing": Heuristic(lambda limits, _: FirstFitDecreasing(limits)),
+    "least_moves": Heuristic(lambda limits, _: LeastMoves(limits)),
+    "patient": Heuristic(Patient, PatientSettings),
     "ray_serve": Heuristic(lambda limits, _: RayServe(limits)),
 }
 LEARNED = "learned"
@@ -47,6 +53,7 @@ def make_policy(
     *,
     bundle: Path | None = None,
     tuned: Mapping[str, Mapping[str, Any]] | None = None,
+    num_candidates: int = 0,
     where: str = "--policy",
 ) -> Policy:
     """Makes one policy.
@@ -57,6 +64,7 @@ def make_policy(
         limits: What the safety filter allows.
         bundle: Directory that ``learned`` stands for; the shipped bundle if None.
         tuned: Settings by name of heuristic, for those that are given without any; else its defaults.
+        num_candidates: How many candidates a learned policy lists in its plans; heuristics list all they weigh.
         where: The flag, for the message.
 
     Raises:
@@ -69,9 +77,9 @@ def make_policy(
         values = _split(given["settings"], f"{where} {rule}") if given else (tuned or {}).get(rule, {})
         return make(limits, parse_settings(settings_type, values, f"{where} {rule}"))
     if name == LEARNED:
-        return LearnedPolicy(load_bundle(bundle or shipped_bundle()).net, limits)
+        return LearnedPolicy(load_bundle(bundle or shipped_bundle()).net, limits, num_candidates=num_candidates)
     if "/" in name or (name and Path(name).is_dir()):  # Path("") is the working directory
-        return LearnedPolicy(load_bundle(Path(name)).net, limits)
+        return LearnedPolicy(load_bundle(Path(name)).net, limits, num_candidates=num_candidates)
     known = ", ".join([*HEURISTICS, LEARNED])
     raise InputError(where, f"one of {known}, or the directory of a policy bundle", name)
 

@@ -1,15 +1,27 @@
 """Evacuations a heuristic can choose from: every node that could be emptied now, with its moves and price."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rayfold.envs.evacuation import move_price_usd, new_workspace, plan_evacuation, prepare
-from rayfold.envs.moves import Move, Plan
-from rayfold.envs.safety import Limits, move_masks, moves_in_flight
+from rayfold.envs.moves import Candidate, Move, Plan
+from rayfold.envs.safety import Limits, check_move, move_masks, moves_in_flight
 from rayfold.envs.state import ClusterState, NodePhase
+from rayfold.envs.transition import with_move
 
-__all__ = ["Evacuation", "evacuations", "first_moves"]
+__all__ = [
+    "Evacuation",
+    "candidates",
+    "destination_mask",
+    "evacuations",
+    "first_moves",
+    "moves_in_order",
+    "moves_price_usd",
+    "new_evacuation",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +33,38 @@ class Evacuation:
     price_usd: float  # expected disruption of all moves
     node_usd_per_h: float  # what releasing the node saves
     is_underway: bool  # replicas have been moved off it lately: it is fenced
+
+    def as_candidate(self, score: float, reason: str) -> Candidate:
+        """As a plan lists it."""
+        return Candidate(
+            moves=self.moves,
+            score=score,
+            price_usd=self.price_usd,
+            saving_usd_per_h=self.node_usd_per_h,
+            reason=reason,
+        )
+
+
+def new_evacuation(state: ClusterState, node_idx: int, moves: Sequence[Move]) -> Evacuation:
+    """The evacuation of a node by these moves."""
+    st = state.arrays
+    return Evacuation(
+        node_idx=node_idx,
+        moves=tuple(moves),
+        price_usd=moves_price_usd(state, moves),
+        node_usd_per_h=float(state.spec.arrays.type_price_usd_per_h[st.node_type[node_idx]]),
+        is_underway=bool(st.node_fenced_until_s[node_idx] > state.now_s),
+    )
+
+
+def destination_mask(state: ClusterState, limits: Limits) -> NDArray[np.float32]:
+    """Which node may take a replica of which deployment now: ``(N, D)``, 1 = yes."""
+    st, num_deployments = state.arrays, state.spec.num_deployments
+    shape = (len(st.node_type), num_deployments)
+    source, may_take = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    new_node = np.zeros((len(state.spec.node_types), num_deployments), np.float32)
+    move_masks(state.spec.arrays, st, state.now_s, limits, source, may_take, new_node)
+    return may_take
 
 
 def evacuations(state: ClusterState, limits: Limits) -> list[Evacuation]:
@@ -34,12 +78,7 @@ def evacuations(state: ClusterState, limits: Limits) -> list[Evacuation]:
         One entry per node with at least one replica left to move, in order of node rows.
     """
     st, spec = state.arrays, state.spec.arrays
-    prices = state.spec.settings.prices
-    shape = (len(st.node_type), state.spec.num_deployments)
-    source, may_take = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    new_node = np.zeros((len(state.spec.node_types), shape[1]), np.float32)
-    move_masks(spec, st, state.now_s, limits, source, may_take, new_node)
-    work = new_workspace(st)
+    may_take, work = destination_mask(state, limits), new_workspace(st)
     prepare(spec, st, state.now_s, limits, work)
     found = []
     for n in map(int, np.flatnonzero(st.node_phase == NodePhase.ALIVE)):
@@ -47,22 +86,42 @@ def evacuations(state: ClusterState, limits: Limits) -> list[Evacuation]:
             continue
         part = slice(work.begin[n], work.begin[n + 1])
         rows, destination = work.rows[part], work.destination[part]
-        cost_usd = sum(
-            move_price_usd(spec, st.replica_deployment[r], prices.move_frac, prices.disruption_scale) for r in rows
-        )
-        found.append(
-            Evacuation(
-                node_idx=n,
-                moves=tuple(Move(int(r), int(to)) for r, to in zip(rows, destination, strict=True)),
-                price_usd=float(cost_usd),
-                node_usd_per_h=float(spec.type_price_usd_per_h[st.node_type[n]]),
-                is_underway=bool(st.node_fenced_until_s[n] > state.now_s),
-            )
-        )
+        moves = [Move(int(r), int(to)) for r, to in zip(rows, destination, strict=True)]
+        found.append(new_evacuation(state, n, moves))
     return found
 
 
-def first_moves(state: ClusterState, chosen: Evacuation, limits: Limits, reason: str) -> Plan:
+def moves_price_usd(state: ClusterState, moves: Sequence[Move]) -> float:
+    """Expected disruption of all of these moves, US dollars."""
+    spec, prices = state.spec.arrays, state.spec.settings.prices
+    deployments = (state.arrays.replica_deployment[move.replica_idx] for move in moves)
+    return float(sum(move_price_usd(spec, d, prices.move_frac, prices.disruption_scale) for d in deployments))
+
+
+def candidates(
+    found: Sequence[Evacuation], score: Callable[[Evacuation], float], reason: Callable[[Evacuation], str]
+) -> tuple[Candidate, ...]:
+    """As a plan lists them: best score first."""
+    ordered = sorted(found, key=lambda e: (-score(e), e.node_idx))
+    return tuple(e.as_candidate(score(e), reason(e)) for e in ordered)
+
+
+def first_moves(
+    state: ClusterState, chosen: Evacuation, limits: Limits, reason: str, weighed: tuple[Candidate, ...] = ()
+) -> Plan:
     """The part of an evacuation that the limit on concurrent moves leaves room for now."""
     room = max(0, limits.max_concurrent_moves - moves_in_flight(state.arrays))
-    return Plan(moves=chosen.moves[:room], scores=(-chosen.price_usd,) * min(room, len(chosen.moves)), reason=reason)
+    scores = (-chosen.price_usd,) * min(room, len(chosen.moves))
+    return Plan(moves=chosen.moves[:room], scores=scores, reason=reason, candidates=weighed)
+
+
+def moves_in_order(state: ClusterState, chosen: Sequence[Evacuation], limits: Limits) -> tuple[Move, ...]:
+    """Moves of several evacuations, one after another, as far as the filter allows them together."""
+    moves: list[Move] = []
+    for evacuation in chosen:
+        for move in evacuation.moves:
+            if not check_move(state, move, limits).allowed:
+                break
+            state = with_move(state, move, limits)
+            moves.append(move)
+    return tuple(moves)

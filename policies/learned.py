@@ -5,12 +5,12 @@ import torch
 
 from rayfold.envs.encoding import encode_state
 from rayfold.envs.layout import NOOP, ObsLayout
-from rayfold.envs.moves import Move, Plan
+from rayfold.envs.moves import Candidate, Move, Plan
 from rayfold.envs.process import cell_move
 from rayfold.envs.safety import Limits
 from rayfold.envs.state import ClusterState
 from rayfold.envs.transition import with_move
-from rayfold.policies.evacuations import evacuations, first_moves
+from rayfold.policies.evacuations import evacuations, first_moves, moves_price_usd
 from rayfold.policies.network import CompactionNet
 
 __all__ = ["LearnedPolicy"]
@@ -26,11 +26,21 @@ class LearnedPolicy:
         net: The network, in eval mode.
         limits: What the safety filter allows; gives the masks.
         greedy: Take the likeliest action instead of sampling one.
+        num_candidates: How many of the likeliest first actions a plan lists; they cost time.
         name: Name in reports.
     """
 
-    def __init__(self, net: CompactionNet, limits: Limits, *, greedy: bool = False, name: str = "learned") -> None:
+    def __init__(
+        self,
+        net: CompactionNet,
+        limits: Limits,
+        *,
+        greedy: bool = False,
+        num_candidates: int = 0,
+        name: str = "learned",
+    ) -> None:
         self.net, self.limits, self.greedy, self.name = net, limits, greedy, name
+        self._num_candidates = num_candidates
         self._is_first_tick = True
 
     def reset(self) -> None:
@@ -48,6 +58,7 @@ class LearnedPolicy:
         moves: list[Move] = []
         scores: list[float] = []
         p_noop = 1.0
+        candidates = self._candidates(state, layout, dt_intervals) if self._num_candidates else ()
         # Each move is in flight at once, so the filter's own limit ends the loop with a NOOP at the latest.
         for _ in range(self.limits.max_concurrent_moves + 1):
             source, destination, logp, p_noop = self._choose(state, layout, dt_intervals, generator)
@@ -61,7 +72,7 @@ class LearnedPolicy:
             layout = layout._replace(num_nodes=len(state.arrays.node_type))  # a new node may need a row of its own
             dt_intervals = 0.0
         reason = f"{len(moves)} moves, then waits with probability {p_noop:.2f}"
-        return Plan(moves=tuple(moves), scores=tuple(scores), reason=reason)
+        return Plan(moves=tuple(moves), scores=tuple(scores), reason=reason, candidates=candidates)
 
     def _moves(self, state: ClusterState, layout: ObsLayout, source: int, destination: int) -> tuple[Move, ...]:
         """The moves that an action stands for; none for NOOP and for what the filter refuses."""
@@ -74,6 +85,23 @@ class LearnedPolicy:
             return ()
         row, to = cell_move(spec, st, now_s, self.limits, layout, source, destination)
         return (Move(int(row), int(to)),) if row >= 0 else ()
+
+    def _candidates(self, state: ClusterState, layout: ObsLayout, dt_intervals: float) -> tuple[Candidate, ...]:
+        """The likeliest first actions, scored by log-probability; of a cell with its likeliest destination."""
+        obs = layout.split(torch.from_numpy(encode_state(state, self.limits, layout, dt_intervals)).unsqueeze(0))
+        with torch.inference_mode():
+            encoding = self.net.encode(obs)
+            logp = self.net.source_logits(obs, encoding)[0].log_softmax(-1)
+            best = logp.topk(min(self._num_candidates, len(logp)))
+            found = []
+            for score, source in zip(best.values, best.indices, strict=True):
+                to = int(self.net.destination_logits(obs, encoding, source.unsqueeze(0))[0].argmax())
+                moves = self._moves(state, layout, int(source), to)
+                if moves or source == NOOP:
+                    reason = f"probability {float(score.exp()):.3f}" + ("" if moves else ": wait")
+                    price_usd = moves_price_usd(state, moves)
+                    found.append(Candidate(moves=moves, score=float(score), price_usd=price_usd, reason=reason))
+        return tuple(found)
 
     def _choose(
         self, state: ClusterState, layout: ObsLayout, dt_intervals: float, generator: torch.Generator

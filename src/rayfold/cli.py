@@ -1,4 +1,4 @@
-"""The command line: ``train``, ``evaluate``, ``serve``, ``demo``, ``scenarios``, ``trace``, ``simulate``, ``snapshot``.
+"""The command line: see ``rayfold --help``.
 
 Heavy imports stand inside the verbs, so that ``--help`` is quick. What the user gave wrong is told in one line and
 ends with exit code 2.
@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from rayfold import cli_simulate, cli_trace
+from rayfold import cli_explain, cli_simulate, cli_trace
 from rayfold.cli_options import SyntheticOption, TracesOption, names, traces_dir
 from rayfold.errors import InputError, RayfoldError
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_trace.app, name="trace")
 app.add_typer(cli_simulate.app)  # without a name: its verbs are the root's
+app.add_typer(cli_explain.app)
 
 _EXIT_INPUT, _EXIT_INTERRUPT = 2, 130
 

@@ -12,12 +12,23 @@ from rayfold.policies.best_fit import BestFit
 from rayfold.policies.bundle import load_bundle, save_bundle
 from rayfold.policies.by_name import HEURISTICS, LEARNED, make_policy, shipped_bundle
 from rayfold.policies.dearest_first import DearestFirst
+from rayfold.policies.first_fit_decreasing import FirstFitDecreasing
 from rayfold.policies.learned import LearnedPolicy
+from rayfold.policies.least_moves import LeastMoves
 from rayfold.policies.none import NoMoves
+from rayfold.policies.patient import Patient
 from rayfold.policies.protocol import Policy
 from rayfold.policies.ray_serve import RayServe
 
-CLASSES = {"none": NoMoves, "best_fit": BestFit, "dearest_first": DearestFirst, "ray_serve": RayServe}
+CLASSES = {
+    "none": NoMoves,
+    "best_fit": BestFit,
+    "dearest_first": DearestFirst,
+    "first_fit_decreasing": FirstFitDecreasing,
+    "least_moves": LeastMoves,
+    "patient": Patient,
+    "ray_serve": RayServe,
+}
 
 
 @pytest.fixture

@@ -1,0 +1,140 @@
+"""Every policy on the validation days of every scenario: the README's table.
+
+``python benchmarks/arena.py [--quick] [--scenarios ...] [--policies ...] [--jobs 2] [--out out/arena]`` runs
+``rayfold evaluate`` scenario by scenario, with the shipped tuned settings, and writes ``OUT/<scenario>.json`` and
+``.html`` folders, and ``OUT/table.md``. What is done already is not done again. Needs the traces in
+``$RAYFOLD_TRACES`` or ``./traces``.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rayfold.policies.by_name import HEURISTICS, LEARNED
+from rayfold.training.provenance import git_commit
+from rayfold.training.report import write_atomically
+
+SCENARIOS = (
+    "llm_api",
+    "llm_api_pack_groups",
+    "slow_start",
+    "mixed_fleet",
+    "low_scale",
+    "tight",
+    "fractional",
+    "spot",
+    "busy_100",
+)
+SEEDS, FEW_SEEDS = 16, {"busy_100": 4}
+QUICK_SEEDS, QUICK_HOURS = 2, 3.0
+ROOT = Path(__file__).resolve().parents[1]
+COLUMNS = (
+    ("total_usd", "bill USD", 1.0, 1),
+    ("excess_frac", "excess %", 100.0, 1),
+    ("closed_frac", "closed %", 100.0, 0),
+    ("cost_usd", "nodes USD", 1.0, 1),
+    ("moves", "moves", 1.0, 1),
+    ("undone_moves", "undone", 1.0, 1),
+    ("unserved_request_s", "unserved request-s", 1.0, 0),
+    ("tokens_per_gpu_s", "tokens/GPU-s", 1.0, 1),
+    ("decision_ms_p99", "decision ms p99", 1.0, 1),
+)
+
+
+def evaluate(scenario: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Runs one scenario and reads what came of it."""
+    out = args.out / f"{scenario}.json"
+    seeds = args.seeds or (QUICK_SEEDS if args.quick else FEW_SEEDS.get(scenario, SEEDS))
+    command = [sys.executable, "-m", "rayfold", "evaluate", "--scenario", scenario, "--policies", args.policies]
+    command += ["--seeds", str(seeds), "--jobs", str(args.jobs), "--json", str(out), "--html", str(out.with_suffix(""))]
+    if args.quick:
+        command += ["--horizon-h", str(QUICK_HOURS)]
+    begun = time.monotonic()
+    subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr, env={"OMP_NUM_THREADS": "1", **os.environ})
+    sys.stderr.write(f"{scenario}: {time.monotonic() - begun:.0f} s\n")
+    content: dict[str, Any] = json.loads(out.read_text())
+    return content
+
+
+def rows(scenario: str, result: dict[str, Any]) -> list[str]:
+    """Markdown: one policy per line, cheapest first, with the paired difference to ``none``."""
+    seeds = len(result["seeds"])
+    lines = [
+        f"### {scenario}",
+        "",
+        f"{seeds} episodes of {result['horizon_s'] / 3600:g} h; differences are paired, with 95 % intervals.",
+        "",
+        f"| policy | {' | '.join(heading for _, heading, _, _ in COLUMNS)} | bill against none % |",
+        f"|---|{'---|' * (len(COLUMNS) + 1)}",
+    ]
+    against = result["versus"].get("none", {})
+    for name, metrics in sorted(result["policies"].items(), key=lambda item: item[1]["total_usd"]["mean"]):
+        cells = [cell(metrics.get(metric), factor, digits) for metric, _, factor, digits in COLUMNS]
+        lines.append(f"| {name} | {' | '.join(cells)} | {interval(against.get(name, {}).get('total_usd'), 100.0)} |")
+    return [*lines, "", *verdict(result), ""]
+
+
+def verdict(result: dict[str, Any]) -> list[str]:
+    """The strongest heuristic, and the learned policy beside it."""
+    ruled = {name: m["total_usd"]["mean"] for name, m in result["policies"].items() if base(name) in HEURISTICS}
+    if not ruled:
+        return []
+    best = min(ruled, key=lambda name: ruled[name])
+    line = f"Strongest heuristic: `{best}`."
+    if LEARNED in result["policies"]:
+        difference = interval(result["versus"][best][LEARNED]["total_usd"], 100.0)
+        line += f" The learned policy against it: {difference} % of the bill."
+    return [line]
+
+
+def base(name: str) -> str:
+    """A heuristic's name without settings and placement."""
+    return name.partition("(")[0].partition("@")[0]
+
+
+def cell(value: dict[str, Any] | None, factor: float, digits: int) -> str:
+    """A mean, or a dash where there is none."""
+    if value is None or value["mean"] is None:
+        return "-"
+    return f"{value['mean'] * factor:,.{digits}f}"
+
+
+def interval(value: dict[str, Any] | None, factor: float) -> str:
+    """A mean with its interval."""
+    if value is None or value["mean"] is None:
+        return "-"
+    text = f"{value['mean'] * factor:+.1f}"
+    if value["ci95"] is None:
+        return text
+    low, high = value["ci95"]
+    return f"{text} [{low * factor:+.1f}, {high * factor:+.1f}]"
+
+
+def main() -> None:
+    """Runs, then writes and prints the tables."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SEEDS} episodes of {QUICK_HOURS:g} h each")
+    parser.add_argument("--scenarios", default=",".join(SCENARIOS))
+    parser.add_argument("--policies", default=",".join([*HEURISTICS, "free_repacking", LEARNED]))
+    parser.add_argument("--seeds", type=int, help=f"default {SEEDS}, of large scenarios fewer")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "arena")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    made_by = f"Commit {git_commit()}, {datetime.date.today()}, {platform.machine()} with {os.cpu_count()} cores."
+    lines = ["## Every policy on every scenario, validation days", "", made_by, ""]
+    for scenario in args.scenarios.split(","):
+        lines += rows(scenario, evaluate(scenario, args))
+    write_atomically(args.out / "table.md", ("\n".join(lines) + "\n").encode())
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
