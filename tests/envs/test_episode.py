@@ -1,5 +1,7 @@
 """The decision process: actions stand for moves, refused ones for NOOP, and luck does not depend on the policy."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -141,7 +143,7 @@ def test_a_split_has_days_of_its_own(smoke: Scenario) -> None:
 
 @pytest.mark.parametrize("scenario", ["smoke", "low_scale", "two_node"])
 def test_first_tick_by_another_route(scenario: str) -> None:
-    """The least that the first interval costs: the dearest resource of all replicas, or the cheapest node."""
+    """The least that the first interval costs: whole nodes, of one type, for the dearest resource."""
     loaded = load_scenario(scenario, synthetic=True)
     episode = begin(loaded)
     spec, st = loaded.spec, episode.simulator.view.arrays
@@ -155,7 +157,8 @@ def test_first_tick_by_another_route(scenario: str) -> None:
         return total
 
     hourly = max(resource_usd_per_h(k) for k in range(len(spec.resource_names)))
-    hourly = max(hourly, min(t.price_usd_per_h for t in spec.node_types))
+    (price,) = (t.price_usd_per_h for t in spec.node_types)
+    hourly = price * max(1, math.ceil(hourly / price - 1e-9))
     assert episode.first_tick_usd == pytest.approx(hourly * spec.settings.decision_interval_s / 3600.0)
 
 
