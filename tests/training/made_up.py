@@ -12,7 +12,9 @@ __all__ = ["made_up", "result"]
 
 def result(**metrics: float) -> EpisodeResult:
     """An episode with figures made up; metrics not named are 0."""
-    known = {metric: 0.0 for metric in (*METRICS, *(column[0] for column in COLUMNS), "refused_moves")}
+    known = {
+        metric: 0.0 for metric in (*METRICS, *(column[0] for column in COLUMNS), "refused_moves", "offered_request_s")
+    }
     del known["closed_frac"]
     return EpisodeResult(
         metrics={**known, **metrics},

@@ -27,7 +27,7 @@ class Checking(ReplayRecorder):
         for n in present:
             num_gpus = int(sim.spec.arrays.type_num_gpus[st.node_type[n]])
             assert len(cells[n]) == num_gpus
-            assert cells[n].count(FREE) == round(float(st.gpu_free[n, :num_gpus].sum()))
+            assert cells[n].count(FREE) == int((st.gpu_free[n, :num_gpus] > 1.0 - 1e-9).sum())
         running = int((st.replica_phase == ReplicaPhase.RUNNING).sum())
         assert sum(1 for n in present for code in cells[n] if code >= 0 and code % 4 in (0, 3)) >= running
 

@@ -9,6 +9,7 @@ from rayfold.envs.scenario import Split, load_scenario
 from rayfold.envs.simulator import Simulator
 from rayfold.policies.best_fit import BestFit
 from rayfold.policies.none import NoMoves
+from rayfold.policies.rollout import roll_out
 from rayfold.training import episode_result
 from rayfold.training.episode_result import run_episode
 from rayfold.training.tick_record import Part, TickRecorder
@@ -29,7 +30,7 @@ def test_parts_add_up_to_the_bill(seed: int) -> None:
 
 
 def test_compaction_turns_fragmentation_into_idle_nodes() -> None:
-    """Without moves no node of ``smoke`` is ever empty; best fit empties some, and they idle until they are released."""
+    """Without moves no node of ``smoke`` is ever empty; best fit empties some, which idle until they are released."""
     scenario = load_scenario("smoke")
     none, best_fit = (run_episode(scenario, p, 3, Split.VALIDATION) for p in (NoMoves(), BestFit(scenario.limits)))
     assert best_fit.parts_usd[Part.FRAGMENTATION] < none.parts_usd[Part.FRAGMENTATION]
@@ -78,7 +79,6 @@ def test_a_dropped_tick_is_caught(planted: type[TickRecorder], said: str, monkey
 
 def test_a_ledger_that_drops_the_last_tick_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other way round: the total was read a tick too early."""
-    roll_out = episode_result.roll_out
 
     def early(sim: Simulator, *args: object, **kwargs: object) -> object:
         done = roll_out(sim, *args, **kwargs)  # type: ignore[arg-type]  # handed through

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import rayfold
 from rayfold.envs.scenario import Scenario, Split, load_scenario
 from rayfold.policies.by_name import shipped_bundle
 from rayfold.training import unit_store, units
@@ -135,7 +136,7 @@ def test_nothing_stale_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 def test_code_digest_sees_every_room_that_decides() -> None:
     """Kernels, policies and the books are in it."""
-    root = Path(unit_store.rayfold.__file__).parent
+    root = Path(str(rayfold.__file__)).parent
     found = {str(p.relative_to(root)) for pattern in unit_store._CODE for p in root.glob(pattern)}
     assert {
         "envs/dynamics.py",

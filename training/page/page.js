@@ -239,7 +239,7 @@ function buildPanels() {
 function paint(panel) {
   const nodes = stateAt(panel, current), canvas = panel.canvas, width = canvas.parentElement.clientWidth, scale = devicePixelRatio || 1;
   const many = MOST_ROWS > 120, most = Math.max(1, ...D.node_types.map((t) => t.gpus)), columns = Math.min(4, most), lines = Math.ceil(most / columns);
-  const cell = many ? 4 : MOST_ROWS > 48 ? 8 : 14, gap = many ? 1 : 2, pad = many ? 2 : 5, bw = columns * (cell + gap) - gap + 2 * pad, bh = lines * (cell + gap) - gap + 2 * pad, space = many ? 3 : 8;
+  const cell = many ? 4 : MOST_ROWS > 48 ? 8 : MOST_ROWS > 12 ? 14 : 22, gap = many ? 1 : 2, pad = many ? 2 : 5, bw = columns * (cell + gap) - gap + 2 * pad, bh = lines * (cell + gap) - gap + 2 * pad, space = many ? 3 : 8;
   const perRow = Math.max(1, Math.floor((width + space) / (bw + space))), height = Math.ceil(MOST_ROWS / perRow) * (bh + space);
   canvas.width = width * scale; canvas.height = height * scale; canvas.style.height = height + "px";
   const c = canvas.getContext("2d"); c.scale(scale, scale); c.clearRect(0, 0, width, height); panel.hits = [];
@@ -331,6 +331,10 @@ deployments(); published();
 $("made-by").append(el("p", {}, "made by ", el("code", {}, D.made_by.command)), el("p", {}, `commit ${D.made_by.git_commit || "none"} · ${Object.entries(D.made_by.versions).map(([name, version]) => `${name} ${version}`).join(", ")}`));
 if (RECORDED.length) buildPanels();
 drawers.forEach((draw) => draw());
+if (RECORDED.length) {  // begin where policies differ most
+  const nodes = RECORDED.map((name) => D.recordings[name].num_nodes), gap = (tick) => Math.max(...nodes.map((n) => n[tick])) - Math.min(...nodes.map((n) => n[tick]));
+  show(TICKS.reduce((best, tick, i) => gap(tick) > gap(TICKS[best]) ? i : best, 0));
+}
 let resized = null;
 addEventListener("resize", () => { clearTimeout(resized); resized = setTimeout(() => { drawers.forEach((draw) => draw()); show(current); }, 120); });
 document.body.dataset.ready = "yes";
