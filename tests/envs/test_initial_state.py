@@ -43,7 +43,8 @@ def test_it_begins_at_the_traffics_time_of_day() -> None:
     morning = initial_state(spec, dataclasses.replace(traffic, start_s=28800.0), np.random.default_rng(0))
     assert (midnight.now_s, morning.now_s) == (0.0, 28800.0)
     for name, early, late in zip(midnight.arrays._fields, midnight.arrays, morning.arrays, strict=True):
-        np.testing.assert_array_equal(early + (28800.0 if name.endswith("since_s") else 0), late, name)
+        begun = np.add(early, 28800.0) if name.endswith("since_s") else early
+        np.testing.assert_array_equal(begun, late, name)
 
 
 def test_the_least_nodes_are_there_from_the_start() -> None:
