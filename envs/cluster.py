@@ -248,6 +248,8 @@ class SpecArrays(NamedTuple):
     is_movable: NDArray[np.bool_]  # (D,)
     replica_usd_per_h: NDArray[np.float64]  # (D,) share of the price of the cheapest type it fits
     bound_usd_per_h: NDArray[np.float64]  # (D, K) least price of one replica's share, by that resource alone
+    plane_usd_per_h: NDArray[np.float64]  # (1 + D, P) see packing_bound; P = 0 unless ClusterSpec.bounds_packing
+    bills_usd_per_h: NDArray[np.float64]  # (B,) the lowest sums of node prices; B = 0 likewise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +259,7 @@ class ClusterSpec:
     node_types: tuple[NodeType, ...]
     deployments: tuple[Deployment, ...]
     settings: ClusterSettings = ClusterSettings()
+    bounds_packing: bool = False  # the lower bound packs nodes, for which some tenths of a second are spent once
 
     @property
     def max_nodes(self) -> int:
@@ -288,7 +291,18 @@ class ClusterSpec:
     @cached_property
     def arrays(self) -> SpecArrays:
         """The same content as arrays."""
-        return SpecArrays(**_type_arrays(self), **_demand_arrays(self), **_deployment_arrays(self.deployments))
+        arrays = SpecArrays(
+            **_type_arrays(self),
+            **_demand_arrays(self),
+            **_deployment_arrays(self.deployments),
+            plane_usd_per_h=np.zeros((1 + self.num_deployments, 0)),
+            bills_usd_per_h=np.zeros(0),
+        )
+        if not self.bounds_packing:
+            return arrays
+        from rayfold.envs.packing_bound import bills_usd_per_h, packing_planes  # needs this module
+
+        return arrays._replace(plane_usd_per_h=packing_planes(arrays), bills_usd_per_h=bills_usd_per_h(arrays))
 
     @property
     def packs(self) -> bool:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfold.envs.bound import bound_of
+from rayfold.envs.bound import packing_bound_of
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.hidden import TOP, Constants, Hidden
 from rayfold.envs.jit import inner, kernel
@@ -76,7 +76,7 @@ def _count_replicas(spec: SpecArrays, st: StateArrays, hidden: Hidden, tally: Ta
     hidden.counters[TOP] = top
     tally.rows[0], tally.rows[1] = top, num_pending
     tally.sums[_REPLICA_DUE_S] = due_s
-    tally.sums[_BOUND] = bound_of(spec, live)
+    tally.sums[_BOUND] = packing_bound_of(spec, live)
 
 
 @inner

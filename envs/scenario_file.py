@@ -126,7 +126,7 @@ def to_spec(file: ScenarioFile) -> ClusterSpec:
         ),
     )
     _check_fits(spec, [d.place for d in each], where)
-    return spec
+    return replace(spec, bounds_packing=True)  # only now: it takes a moment
 
 
 def _to_deployment(named: NamedDeployment) -> Deployment:

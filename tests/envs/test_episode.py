@@ -1,5 +1,7 @@
 """The decision process: actions stand for moves, refused ones for NOOP, and luck does not depend on the policy."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -93,13 +95,14 @@ def test_a_refused_action_is_noop(smoke: Scenario) -> None:
 def test_outcomes_add_up_to_the_ledger(smoke: Scenario) -> None:
     """Rewards, their terms, elapsed intervals and moves, by two routes; the end comes at the horizon."""
     episode = begin(smoke, 3)
+    begun_s = episode.simulator.now_s
     outcomes = play(episode, np.random.default_rng(3))
     ledger = episode.simulator.ledger()
     for term in ("cost_usd", "disruption_usd", "unserved_usd", "bound_usd"):
         assert sum(getattr(o, term) for o in outcomes) == pytest.approx(ledger[Entry[term.upper()]]), term
     assert sum(o.reward_usd for o in outcomes) == pytest.approx(-ledger.total_usd)
     assert sum(o.num_moves for o in outcomes) == ledger[Entry.MOVES] > 0
-    assert ledger[Entry.ELAPSED_S] == episode.simulator.now_s == smoke.horizon_s
+    assert ledger[Entry.ELAPSED_S] == episode.simulator.now_s - begun_s == smoke.horizon_s
     interval_s = smoke.spec.settings.decision_interval_s
     assert sum(o.dt_intervals for o in outcomes) == smoke.horizon_s / interval_s
     assert [o.truncated for o in outcomes].count(True) == 1
@@ -140,7 +143,7 @@ def test_a_split_has_days_of_its_own(smoke: Scenario) -> None:
 
 @pytest.mark.parametrize("scenario", ["smoke", "low_scale", "two_node"])
 def test_first_tick_by_another_route(scenario: str) -> None:
-    """The least that the first interval costs: the dearest resource of all replicas, or the cheapest node."""
+    """The least that the first interval costs: whole nodes, of one type, for the dearest resource."""
     loaded = load_scenario(scenario, synthetic=True)
     episode = begin(loaded)
     spec, st = loaded.spec, episode.simulator.view.arrays
@@ -154,7 +157,8 @@ def test_first_tick_by_another_route(scenario: str) -> None:
         return total
 
     hourly = max(resource_usd_per_h(k) for k in range(len(spec.resource_names)))
-    hourly = max(hourly, min(t.price_usd_per_h for t in spec.node_types))
+    (price,) = (t.price_usd_per_h for t in spec.node_types)
+    hourly = price * max(1, math.ceil(hourly / price - 1e-9))
     assert episode.first_tick_usd == pytest.approx(hourly * spec.settings.decision_interval_s / 3600.0)
 
 

@@ -25,7 +25,7 @@ def test_episodes_come_from_these_days(fortnight: Scenario, text: str, days: set
     """All of them are drawn from, and no other."""
     chosen, split = on_days(fortnight, text)
     rng = np.random.default_rng(0)
-    seen = {float(rate) for _ in range(200) for rate in chosen.source.rates(rng, split, 3600.0)[:, 0]}
+    seen = {float(rate) for _ in range(200) for rate in chosen.source.rates(rng, split, 3600.0).rates_rps[:, 0]}
     assert seen == {float(day) for day in days}
 
 
