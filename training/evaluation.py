@@ -15,11 +15,12 @@ from rayfold.policies.protocol import Policy
 from rayfold.policies.rollout import Rearranger
 from rayfold.training.bootstrap import Estimate, mean_of, ratio, relative
 from rayfold.training.episode_result import METRICS, EpisodeResult, run_episode
+from rayfold.training.policy_choice import FREE_REPACKING
 from rayfold.training.tick_record import Part
 
 __all__ = ["FREE_REPACKING", "METRICS", "NONE", "EpisodeResult", "Evaluation", "evaluate", "run_episode"]
 
-NONE, FREE_REPACKING = "none", "free_repacking"  # the two ends of closed_frac
+NONE = "none"  # closed_frac is 0 there, and 1 at FREE_REPACKING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
