@@ -203,5 +203,4 @@ def _series(record: TickRecord) -> dict[str, Any]:
     return {
         "cost_usd_per_h": rounded(record.cost_usd_per_h),
         "bound_usd_per_h": rounded(record.bound_usd_per_h),
-        "parts_usd": {part.value: rounded(np.cumsum(usd)) for part, usd in zip(Part, record.usd, strict=True)},
     }

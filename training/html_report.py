@@ -15,8 +15,9 @@ from rayfold.training.provenance import command_line, git_commit, package_versio
 from rayfold.training.replay_record import FLAGS
 from rayfold.training.report import COLUMNS, write_atomically
 
-__all__ = ["page_data", "page_text", "write_html"]
+__all__ = ["MAX_RECORDED_BYTES", "halved", "page_data", "page_text", "write_html"]
 
+MAX_RECORDED_BYTES = 2_400_000  # of the page, which is to stay below 3 MB
 _PAGE = Path(__file__).parent / "page"
 
 
@@ -59,22 +60,42 @@ def page_data(evaluation: Evaluation, content: Mapping[str, Any]) -> dict[str, A
         "sweep": content.get("sweep", []),
         "audit": content.get("audit", {}),
         "flags": FLAGS,
-        "recordings": {
-            name: {
-                **episodes[0].recording,
-                "time_h": [round(hour, 4) for hour in (episodes[0].time_h - episodes[0].time_h[0]).tolist()],
-                "num_nodes": episodes[0].num_nodes.tolist(),
-                "bound_nodes": episodes[0].bound_nodes.tolist(),
-            }
-            for name, episodes in evaluation.results.items()
-            if episodes[0].recording is not None and len(episodes[0].time_h)
-        },
+        "recordings": _recordings(evaluation),
         "made_by": {"command": command_line(), "git_commit": git_commit(), "versions": package_versions()},
     }
 
 
 def _only(figures: Mapping[str, Any], metrics: list[str]) -> dict[str, Any]:
     return {metric: figures[metric] for metric in metrics if metric in figures}
+
+
+def _recordings(evaluation: Evaluation) -> dict[str, Any]:
+    """Every tick of the first seed, by policy; with fewer frames of the cluster map where the page gets too large."""
+    found = {
+        name: {
+            **episodes[0].recording,
+            "time_h": [round(hour, 4) for hour in (episodes[0].time_h - episodes[0].time_h[0]).tolist()],
+            "num_nodes": episodes[0].num_nodes.tolist(),
+            "bound_nodes": episodes[0].bound_nodes.tolist(),
+        }
+        for name, episodes in evaluation.results.items()
+        if episodes[0].recording is not None and len(episodes[0].time_h)
+    }
+    while len(json.dumps(found, separators=(",", ":"))) > MAX_RECORDED_BYTES:
+        if all(len(recording["frames"]) < 2 for recording in found.values()):
+            break
+        found = {name: {**recording, **halved(recording)} for name, recording in found.items()}
+    return found
+
+
+def halved(recording: Mapping[str, Any]) -> dict[str, Any]:
+    """Every second frame of the cluster map; each has the changes since the one before it that is left."""
+    frames, frame_ticks = recording["frames"], recording["frame_ticks"]
+    kept = [frames[0]]
+    for i in range(2, len(frames), 2):
+        changes = {change[0]: change for change in (*frames[i - 1], *frames[i])}
+        kept.append([changes[row] for row in sorted(changes)])
+    return {"frames": kept, "frame_ticks": frame_ticks[::2]}
 
 
 def page_text(data: Mapping[str, Any]) -> str:

@@ -14,8 +14,9 @@ from rayfold.envs.scenario import load_scenario
 from rayfold.policies.best_fit import BestFit
 from rayfold.policies.none import NoMoves
 from rayfold.policies.protocol import Policy
+from rayfold.training import html_report
 from rayfold.training.evaluation import evaluate
-from rayfold.training.html_report import page_data, page_text, write_html
+from rayfold.training.html_report import halved, page_data, page_text, write_html
 from rayfold.training.published import published
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -55,6 +56,30 @@ def test_island_reads_back_and_cannot_be_left(data: Mapping[str, Any]) -> None:
 def test_page_is_small(data: Mapping[str, Any]) -> None:
     """Half an hour of three policies: well below what a browser opens at once."""
     assert len(page_text(data)) < 200_000
+
+
+def replayed(recording: Mapping[str, Any]) -> dict[int, dict[int, Any]]:
+    """The cluster map at each frame's tick."""
+    shown: dict[int, Any] = {}
+    at = {}
+    for tick, frame in zip(recording["frame_ticks"], recording["frames"], strict=True):
+        for row, *rest in frame:
+            shown[row] = rest
+        at[tick] = {row: rest for row, rest in shown.items() if rest}
+    return at
+
+
+def test_a_long_recording_has_fewer_frames(data: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second frame, and those that are left show the same cluster as before."""
+    recording = data["recordings"]["best_fit"]
+    before, after = replayed(recording), replayed({**recording, **halved(recording)})
+    assert list(after) == list(range(0, 30, 2))
+    assert after == {tick: before[tick] for tick in after}
+    scenario = load_scenario("smoke").with_horizon(1800.0)
+    evaluation = evaluate(scenario, {"none": NoMoves()}, [3])
+    monkeypatch.setattr(html_report, "MAX_RECORDED_BYTES", 1500)
+    small = page_data(evaluation, evaluation.to_json())["recordings"]["none"]
+    assert len(small["frames"]) < 30
 
 
 def test_page_is_written_whole(tmp_path: Path) -> None:
