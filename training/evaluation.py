@@ -11,6 +11,7 @@ from typing import Any
 
 from rayfold.envs.scenario import Scenario, Split
 from rayfold.errors import InputError
+from rayfold.policies.free_repacking import FreeRepacking
 from rayfold.policies.protocol import Policy
 from rayfold.policies.rollout import Rearranger
 from rayfold.training.bootstrap import Estimate, mean_of, ratio, relative
@@ -19,7 +20,7 @@ from rayfold.training.tick_record import Part
 
 __all__ = ["FREE_REPACKING", "METRICS", "NONE", "EpisodeResult", "Evaluation", "evaluate", "run_episode"]
 
-NONE, FREE_REPACKING = "none", "free_repacking"  # the two ends of closed_frac
+NONE, FREE_REPACKING = "none", FreeRepacking.name  # the two ends of closed_frac
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
