@@ -17,7 +17,7 @@ import rayfold
 from rayfold.errors import ClusterError, InputError
 from rayfold.policies.by_name import make_policy
 from rayfold.policies.protocol import Policy
-from rayfold.serving.decider import Mode
+from rayfold.serving.decision import Mode
 from rayfold.serving.executor import serve_controller
 from rayfold.serving.live_settings import LiveSettings
 from rayfold.serving.snapshot import OWN_APP
@@ -112,7 +112,7 @@ def deploy_decider(
         settings: What the cluster does not say of itself.
         mode: To begin with.
         token: Bearer of ``POST /mode``.
-        journal_path: JSON lines on the head node; None = memory only.
+        journal_path: SQLite file on the head node; None = one in Ray's session folder there.
 
     Returns:
         Base URL of its HTTP interface.
@@ -168,7 +168,7 @@ def serve_decider(
         policy: See ``make_policy``.
         settings: What the cluster does not say of itself.
         token_file: See ``read_token``.
-        journal_path: JSON lines on the head node.
+        journal_path: SQLite file on the head node; None = one in Ray's session folder there.
         progress: Told each decision, in words.
         stop: Set it to end; Ctrl-C works too.
         max_decisions: End after so many.

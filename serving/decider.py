@@ -1,86 +1,44 @@
-"""The decision loop of a live cluster: decide → check → act, once per interval.
+"""The decision loop of a live cluster: decide → check → record → act, once per interval.
 
 It knows nothing of Ray: snapshot, executor, clock and policy come from outside. Whatever goes wrong, the cluster
-stays as it is: a policy's error or overtime means the heuristic, the heuristic's error means no moves.
+stays as it is: a policy's error or overtime means the heuristic, the heuristic's error means no moves, and what
+cannot be written into the journal is not begun.
 """
 
-import enum
+import dataclasses
 import logging
+import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from rayfold.envs.moves import Executor, Move, MovePhase, Plan
+from rayfold.envs.moves import Move, Plan
 from rayfold.envs.safety import check_move
 from rayfold.envs.state import ClusterState
 from rayfold.envs.transition import with_move
 from rayfold.errors import ExecutorError
 from rayfold.policies.protocol import Policy
+from rayfold.serving.decision import CheckedMove, ConsideredPlan, Decision, Mode, checked_move, refused
 from rayfold.serving.history import History
 from rayfold.serving.journal import Journal
+from rayfold.serving.live_moves import LiveExecutor, MoveRecord, RecordedPhase
 from rayfold.serving.live_settings import LiveSettings
+from rayfold.serving.undone import NodeWatch, present_nodes, watch_nodes
 
-__all__ = ["CheckedMove", "Decider", "Decision", "Mode"]
+__all__ = ["Decider"]
 
 log = logging.getLogger(__name__)
 
-_FINAL = (MovePhase.DONE, MovePhase.FAILED, MovePhase.CANCELLED)
-
-
-class Mode(enum.StrEnum):
-    """What the decider does with a plan."""
-
-    OFF = "off"  # nothing, not even a snapshot
-    OBSERVE = "observe"  # decide and record
-    RECOMMEND = "recommend"  # decide, record, show
-    ACT = "act"  # and carry it out
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckedMove:
-    """One move of a plan and what became of it. Ids are Ray's, full."""
-
-    move: Move
-    deployment: str  # app/name
-    replica_id: str
-    from_node: str
-    to_node: str
-    allowed: bool
-    reason: str  # of the safety filter, or of the executor where it refused
-    move_id: str = ""  # empty = not started
-
-    def as_json(self) -> dict[str, Any]:
-        """Without the row numbers, which mean nothing outside their snapshot."""
-        names = [name for name in self.__slots__ if name != "move"]
-        return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """One tick."""
-
-    time_s: float  # Unix time
-    mode: Mode
-    policy: str  # name of the one that made the plan; empty = none could
-    reason: str
-    moves: tuple[CheckedMove, ...] = ()
-    num_nodes: int = 0
-    usd_per_h: float = 0.0  # what the nodes cost now
-    latency_s: float = 0.0  # of the plan
-
-    def as_json(self) -> dict[str, Any]:
-        """JSON values only."""
-        values = {name: getattr(self, name) for name in self.__slots__}
-        return {**values, "mode": str(self.mode), "moves": [m.as_json() for m in self.moves]}
+_DAY_S = 86400.0
+_MAX_CANDIDATES = 50  # recorded per decision
+_NODES = "nodes"  # the journal's note of the nodes seen last
 
 
 class Decider:
-    """Decides, checks and acts.
+    """Decides, checks, records and acts.
 
     Args:
         policy: Makes the plan.
@@ -90,9 +48,10 @@ class Decider:
         history: Memory of the snapshots; told of moves.
         executor: Carries moves out in mode ``act``.
         mode: Mode to begin with.
-        journal: Where decisions are recorded.
+        journal: Where decisions and moves are recorded, and where the moves of an earlier decider are found.
         rng: Randomness of the policy.
         clock: Unix time in seconds.
+        may_act: Why nothing may be moved now, asked right before acting; empty = it may.
     """
 
     def __init__(
@@ -103,23 +62,39 @@ class Decider:
         settings: LiveSettings,
         snapshot: Callable[[], ClusterState],
         history: History,
-        executor: Executor,
+        executor: LiveExecutor,
         mode: Mode,
         journal: Journal,
         rng: np.random.Generator,
         clock: Callable[[], float] = time.time,
+        may_act: Callable[[], str] = lambda: "",
     ) -> None:
         self.mode, self.settings, self.journal = mode, settings, journal
         self.last_decision: Decision | None = None
         self.last_state: ClusterState | None = None
         self.last_error = ""
-        self.moves: dict[str, dict[str, Any]] = {}
         self._policy, self._fallback = policy, fallback
         self._snapshot, self._history, self._executor = snapshot, history, executor
-        self._rng, self._clock = rng, clock
+        self._rng, self._clock, self._may_act = rng, clock, may_act
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
         self._running: Future[Plan] | None = None
+        self._is_recovered = False
+        self._seen = NodeWatch.from_json(journal.noted(_NODES))
         self._stop = threading.Event()
+
+    def recover(self) -> None:
+        """Takes over what the journal says was under way: finished if it has begun, closed if it has not.
+
+        Raises:
+            ClusterError: The cluster does not answer; nothing is decided before it does.
+        """
+        begun = self.journal.open_moves()
+        if begun:
+            log.warning("%d moves of an earlier decider are under way", len(begun))
+            self._executor.adopt(begun)
+        for record in self.journal.moves_since(self._clock() - _DAY_S):
+            self._history.note_move(record.deployment, record.started_s)
+        self._is_recovered = True
 
     def decide(self, state: ClusterState) -> tuple[Plan, str]:
         """The plan and the name of the policy that made it."""
@@ -137,58 +112,99 @@ class Decider:
         except Exception:  # the last resort is to leave the cluster as it is
             log.exception("fallback %s failed too: no moves", self._fallback.name)
             return Plan(reason=f"{failure}, and so did {self._fallback.name}: no moves"), ""
-        reason = f"{failure}; {plan.reason}"
-        return Plan(moves=plan.moves, scores=plan.scores, reason=reason), self._fallback.name
+        return dataclasses.replace(plan, reason=f"{failure}; {plan.reason}"), self._fallback.name
 
-    def check(self, state: ClusterState, plan: Plan) -> list[CheckedMove]:
-        """The safety filter's verdict on each move, each with the allowed ones before it begun."""
-        checked = []
-        for move in plan.moves:
-            verdict = check_move(state, move, self.settings.limits)
-            checked.append(_checked(state, move, verdict.allowed, verdict.reason.name.lower()))
-            if verdict.allowed:
+    def check(self, state: ClusterState, moves: Sequence[Move], scores: Sequence[float] = ()) -> list[CheckedMove]:
+        """The verdict on each move, each with the allowed ones before it begun."""
+        checked: list[CheckedMove] = []
+        for i, move in enumerate(moves):
+            reason = self._why_not(state, move)
+            score = float(scores[i]) if i < len(scores) else 0.0
+            checked.append(checked_move(state, move, allowed=not reason, reason=reason or "allowed", score=score))
+            if not reason:
                 state = with_move(state, move, self.settings.limits)
         return checked
 
-    def act(self, checked: list[CheckedMove]) -> list[CheckedMove]:
+    def _why_not(self, state: ClusterState, move: Move) -> str:
+        """Why a move is refused on this state, empty if it is allowed."""
+        verdict = check_move(state, move, self.settings.limits)
+        return "" if verdict.allowed else verdict.reason.name.lower()
+
+    def act(self, checked: Sequence[CheckedMove], decision_id: int) -> list[CheckedMove]:
         """Starts the allowed moves; each is checked again on a fresh snapshot right before it starts."""
         done: list[CheckedMove] = []
         begun: list[CheckedMove] = []
         for item in checked:
-            done.append(self._start(item, begun) if item.allowed else item)
+            done.append(self._start(item, begun, decision_id) if item.allowed else item)
             if done[-1].move_id:
                 begun.append(done[-1])
         return done
 
-    def _start(self, item: CheckedMove, begun: list[CheckedMove]) -> CheckedMove:
+    def _start(self, item: CheckedMove, begun: Sequence[CheckedMove], decision_id: int) -> CheckedMove:
         state = self._snapshot()
         for earlier in begun:
             state = _with_begun(state, earlier, self.settings)
         move = _same_move(state, item)
         if move is None:
-            return _refused(item, "the replica or the node is gone")
-        verdict = check_move(state, move, self.settings.limits)
-        if not verdict.allowed:
-            return _refused(item, f"no longer allowed: {verdict.reason.name.lower()}")
-        if self.mode != Mode.ACT:
-            return _refused(item, f"the mode is {self.mode} now")
+            return refused(item, "the replica or the node is gone")
+        reason = self._why_not(state, move)
+        if reason:
+            return refused(item, f"no longer allowed: {reason}")
+        halted = self._halted()
+        if halted:
+            return refused(item, halted)
+        record = MoveRecord(
+            move_id=secrets.token_hex(8),
+            decision_id=decision_id,
+            deployment=item.deployment,
+            replica_id=item.replica_id,
+            from_node=state.node_ids[int(state.arrays.replica_node[move.replica_idx])],
+            to_node=item.to_node,
+            started_s=self._clock(),
+        )
+        self.journal.intend(record)
         try:
-            move_id = self._executor.start(state, move)
+            self._executor.start(state, move, record.move_id)
         except ExecutorError as err:
-            return _refused(item, str(err))
+            self.journal.set_phase(record.move_id, RecordedPhase.CANCELLED, self._clock(), detail=str(err))
+            return refused(item, str(err))
+        self.journal.set_phase(record.move_id, RecordedPhase.STARTING, self._clock())
         self._history.note_move(item.deployment, state.now_s)
-        self.moves[move_id] = {**item.as_json(), "move_id": move_id, "started_s": state.now_s, "phase": "starting"}
-        return _checked(state, move, True, "allowed", move_id)
+        return dataclasses.replace(item, move=move, from_node=record.from_node, move_id=record.move_id)
+
+    def _halted(self) -> str:
+        """Why nothing at all may be moved now, empty if it may."""
+        return f"the mode is {self.mode} now" if self.mode != Mode.ACT else self._may_act()
 
     def watch(self) -> None:
         """Follows the moves that have not ended."""
-        for move_id, entry in self.moves.items():
-            if entry["phase"] not in _FINAL:
-                phase = self._executor.phase(move_id)
-                if phase != entry["phase"]:
-                    entry["phase"] = str(phase)
-                    self.journal.add({"time_s": self._clock(), "move_id": move_id, "phase": str(phase)})
-                    log.info("move %s of %s: %s", move_id, entry["deployment"], phase)
+        begun = self.journal.open_moves()
+        if not begun:
+            return
+        statuses = self._executor.statuses()
+        for record in begun:
+            seen = statuses.get(record.move_id)
+            if seen is None:
+                phase, detail, replacement = RecordedPhase.FAILED, "nobody knows of this move", None
+            else:
+                phase, detail, replacement = RecordedPhase(seen.phase.value), seen.detail, seen.replacement_id
+            if (phase, replacement or "") != (record.phase, record.replacement_id):
+                now_s = self._clock()
+                self.journal.set_phase(record.move_id, phase, now_s, detail=detail, replacement_id=replacement or "")
+                log.info("move %s of %s: %s %s", record.move_id, record.deployment, phase, detail)
+
+    def _note_nodes(self, state: ClusterState) -> None:
+        """Marks the moves whose nodes were released and launched again."""
+        st = state.arrays
+        names = [state.spec.node_types[t].name if t >= 0 else "" for t in st.node_type.tolist()]
+        emptied = {r.from_node for r in self.journal.moves_since(state.now_s - _DAY_S)}
+        before = self._seen
+        self._seen, undone = watch_nodes(before, present_nodes(state.node_ids, names), emptied, state.now_s)
+        for node in undone:
+            if self.journal.mark_undone(node, state.now_s):
+                self.journal.add_event("undone", f"node {node} was released and launched again", state.now_s)
+        if self._seen != before:
+            self.journal.note(_NODES, self._seen.to_json())
 
     def tick(self) -> Decision | None:
         """One decision; None in mode ``off``.
@@ -196,32 +212,50 @@ class Decider:
         Raises:
             ClusterError: The cluster cannot be read.
         """
+        if not self._is_recovered:
+            self.recover()
         self.watch()
         mode = self.mode
         if mode == Mode.OFF:
             return None
         state = self._snapshot()
+        self._note_nodes(state)
+        decision = self._decision(state, mode)
+        if mode == Mode.ACT:
+            halted = self._halted()
+            if halted:
+                stopped = tuple(refused(m, halted) if m.allowed else m for m in decision.moves)
+                decision = dataclasses.replace(decision, moves=stopped)
+        decision_id = self.journal.add_decision(decision.as_json(), state)
+        if mode == Mode.ACT and any(m.allowed for m in decision.moves):
+            decision = dataclasses.replace(decision, moves=tuple(self.act(decision.moves, decision_id)))
+            self.journal.revise_decision(decision_id, decision.as_json())
+        self.last_state, self.last_decision = state, decision
+        started = sum(bool(m.move_id) for m in decision.moves)
+        log.info("decision %d: %d moves, %d started (%s)", decision_id, len(decision.moves), started, decision.reason)
+        return decision
+
+    def _decision(self, state: ClusterState, mode: Mode) -> Decision:
         started_s = time.perf_counter()
         plan, name = self.decide(state)
         latency_s = time.perf_counter() - started_s
-        checked = self.check(state, plan)
-        if mode == Mode.ACT:
-            checked = self.act(checked)
         present = state.arrays.node_type[state.arrays.node_phase > 0]
-        decision = Decision(
+        return Decision(
             time_s=state.now_s,
             mode=mode,
             policy=name,
             reason=plan.reason,
-            moves=tuple(checked),
+            moves=tuple(self.check(state, plan.moves, plan.scores)),
+            candidates=tuple(
+                ConsideredPlan(candidate=c, moves=tuple(self.check(state, c.moves)))
+                for c in plan.candidates[:_MAX_CANDIDATES]
+            ),
+            expected_saving_usd=plan.expected_saving_usd,
             num_nodes=len(present),
             usd_per_h=float(state.spec.arrays.type_price_usd_per_h[present].sum()),
             latency_s=latency_s,
+            state_digest=state.digest(),
         )
-        self.last_state, self.last_decision = state, decision
-        self.journal.add(decision.as_json())
-        log.info("%s", decision.as_json())
-        return decision
 
     def run(self) -> None:
         """Ticks until ``stop``. The one broad except: an error costs this tick and is told by ``last_error``."""
@@ -232,35 +266,19 @@ class Decider:
             except Exception as err:
                 log.exception("the tick failed; the cluster stays as it is")
                 self.last_error = f"{type(err).__name__}: {err}"
-                self.journal.add({"time_s": self._clock(), "error": self.last_error})
+                self._record_error()
             self._stop.wait(self.settings.decision_interval_s)
+
+    def _record_error(self) -> None:
+        try:
+            self.journal.add_event("error", self.last_error, self._clock())
+        except Exception:  # a journal that cannot be written may be what failed; the loop goes on and moves nothing
+            log.exception("the journal cannot be written")
 
     def stop(self) -> None:
         """Ends ``run`` after the present tick."""
         self._stop.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _checked(state: ClusterState, move: Move, allowed: bool, reason: str, move_id: str = "") -> CheckedMove:
-    st = state.arrays
-    r, n = move
-    known = 0 <= r < len(state.replica_ids) and st.replica_deployment[r] >= 0
-    source = int(st.replica_node[r]) if known else -1
-    return CheckedMove(
-        move=move,
-        deployment=state.spec.deployments[int(st.replica_deployment[r])].key if known else "",
-        replica_id=state.replica_ids[r] if known else "",
-        from_node=state.node_ids[source] if source >= 0 else "",
-        to_node=state.node_ids[n] if 0 <= n < len(state.node_ids) else "",
-        allowed=allowed,
-        reason=reason,
-        move_id=move_id,
-    )
-
-
-def _refused(item: CheckedMove, reason: str) -> CheckedMove:
-    values = {name: getattr(item, name) for name in item.__slots__}
-    return CheckedMove(**{**values, "allowed": False, "reason": reason})
 
 
 def _same_move(state: ClusterState, item: CheckedMove) -> Move | None:

@@ -22,7 +22,8 @@ from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from rayfold.errors import ClusterError
 from rayfold.policies.best_fit import BestFit
 from rayfold.policies.protocol import Policy
-from rayfold.serving.decider import Decider, Mode
+from rayfold.serving.decider import Decider
+from rayfold.serving.decision import Mode
 from rayfold.serving.executor import ServeExecutor
 from rayfold.serving.history import History
 from rayfold.serving.journal import Journal
@@ -34,6 +35,7 @@ __all__ = ["DEPLOYMENT", "ROUTE", "DeciderConfig", "decider_application", "descr
 log = logging.getLogger(__name__)
 
 DEPLOYMENT, ROUTE = "Decider", f"/{OWN_APP}"
+JOURNAL_NAME = "rayfold_journal.sqlite3"
 _MAX_LISTED = 1000
 _api = FastAPI(title="rayfold decider")
 
@@ -46,12 +48,20 @@ class DeciderConfig:
     settings: LiveSettings
     mode: Mode
     token: str  # bearer of POST /mode
-    journal_path: Path | None = None  # on the head node
+    journal_path: Path | None = None  # on the head node; None = a file in Ray's session folder there
     seed: int = 0
 
 
 class _ModeRequest(BaseModel):
     mode: Mode
+
+
+def _session_dir() -> Path:
+    """Where this Ray cluster keeps its files on this node: what lies there outlives the decider's process."""
+    from ray._private.worker import global_worker
+
+    node: Any = global_worker.node
+    return Path(node.get_session_dir_path())
 
 
 def _finite(value: float) -> float | None:
@@ -111,6 +121,7 @@ class DeciderService:
         logging.getLogger("rayfold").setLevel(logging.INFO)
         settings, history = config.settings, History()
         self._token = config.token
+        self._journal = Journal(config.journal_path or _session_dir() / JOURNAL_NAME)
         self._executor = ServeExecutor(move_timeout_s=settings.move_timeout_s, fence_s=settings.limits.fence_s)
         self._decider = Decider(
             policy=config.policy,
@@ -120,7 +131,7 @@ class DeciderService:
             history=history,
             executor=self._executor,
             mode=config.mode,
-            journal=Journal(config.journal_path),
+            journal=self._journal,
             rng=np.random.default_rng(config.seed),
         )
         self._thread = threading.Thread(target=self._decider.run, name="decider", daemon=True)
@@ -138,9 +149,12 @@ class DeciderService:
         self._decider.stop()
         self._thread.join(5.0)
         try:
-            self._executor.detach()
+            if self._executor.is_attached:
+                self._executor.detach()
+            self._decider.watch()
         except ClusterError as err:
             log.warning("could not detach: %s", err)
+        self._journal.close()
 
     @_api.get("/healthz")
     def healthz(self) -> dict[str, Any]:
@@ -167,13 +181,13 @@ class DeciderService:
 
     @_api.get("/decisions")
     def decisions(self, limit: int = 50) -> list[dict[str, Any]]:
-        """The newest entries of the journal, oldest first."""
-        return self._decider.journal.last(min(limit, _MAX_LISTED))
+        """The newest decisions, oldest first."""
+        return self._journal.decisions(min(limit, _MAX_LISTED))
 
     @_api.get("/moves")
     def moves(self) -> list[dict[str, Any]]:
-        """The newest moves of this decider, with their phases."""
-        return list(self._decider.moves.values())[-_MAX_LISTED:]
+        """The newest moves with their phases, oldest first."""
+        return self._journal.moves(_MAX_LISTED)
 
     @_api.post("/mode")
     def set_mode(self, request: _ModeRequest, authorization: str = Header(default="")) -> dict[str, str]:

@@ -19,8 +19,8 @@ from rayfold.envs.safety import Limits
 from rayfold.errors import ClusterError
 from rayfold.policies.by_name import make_policy
 from rayfold.serving.attach import deploy_decider, read_token
-from rayfold.serving.decider import Mode
 from rayfold.serving.decider_app import describe_state
+from rayfold.serving.decision import Mode
 from rayfold.serving.demo_apps import deploy_echo, scale_echo
 from rayfold.serving.history import History
 from rayfold.serving.live_settings import DeploymentSettings, LiveSettings, NodeTypeSettings

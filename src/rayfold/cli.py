@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from rayfold import cli_explain, cli_simulate, cli_trace
+from rayfold import cli_explain, cli_journal, cli_simulate, cli_trace
 from rayfold.cli_options import SyntheticOption, TracesOption, names, traces_dir
 from rayfold.errors import InputError, RayfoldError
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.add_typer(cli_trace.app, name="trace")
 app.add_typer(cli_simulate.app)  # without a name: its verbs are the root's
 app.add_typer(cli_explain.app)
+app.add_typer(cli_journal.app, name="journal")
 
 _EXIT_INPUT, _EXIT_INTERRUPT = 2, 130
 
@@ -160,7 +161,7 @@ def serve(
     policy: Annotated[str, typer.Option(help="A heuristic, 'learned', or the directory of a bundle.")] = "learned",
     settings: Annotated[Path | None, typer.Option(help="YAML: prices, start-up times, limits.")] = None,
     token_file: Annotated[Path | None, typer.Option(help="Bearer token of POST /mode, file mode 0600.")] = None,
-    journal: Annotated[Path | None, typer.Option(help="JSON lines on the head node.")] = None,
+    journal: Annotated[Path | None, typer.Option(help="SQLite file on the head node.")] = None,
     decisions: Annotated[int | None, typer.Option(min=1, help="End after so many.")] = None,
 ) -> None:
     """Attach the decider to a running Ray Serve cluster."""

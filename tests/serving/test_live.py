@@ -29,7 +29,7 @@ from rayfold.policies.none import NoMoves
 from rayfold.policies.twin import roll_forward, startable
 from rayfold.serving import controller_patch
 from rayfold.serving.attach import deploy_decider, serve_decider
-from rayfold.serving.decider import Mode
+from rayfold.serving.decision import Mode
 from rayfold.serving.executor import ServeExecutor, call_controller
 from rayfold.serving.history import History
 from rayfold.serving.live_settings import DeploymentSettings, LiveSettings, NodeTypeSettings
