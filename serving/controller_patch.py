@@ -288,13 +288,20 @@ def patched(controller: Any) -> list[str]:
     return found
 
 
-def detach(controller: Any) -> str:
-    """Cancels the moves that still start, drops the fences, and leaves the controller as it was found."""
+def detach(controller: Any, term: int | None = None) -> str:
+    """Cancels the moves that still start, drops the fences, and leaves the controller as it was found.
+
+    Args:
+        controller: The Serve controller.
+        term: Of the caller's lease: where a later one has moved something, nothing is done. None = do it anyway.
+    """
     from ray.serve._private import deployment_state as ds
 
     desk, scheduler = _desk(controller), _scheduler(controller)
     if desk is None:
         return "not attached"
+    if term is not None and term < desk.term:
+        return "another decider has taken over"
     for move in desk.moves.values():
         if move["phase"] == STARTING:
             cancel_move(controller, move["id"], "detached")

@@ -11,21 +11,23 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from rayfold.envs.moves import Move, Plan
+from rayfold.envs.moves import Move
 from rayfold.envs.safety import check_move
 from rayfold.envs.state import ClusterState
 from rayfold.envs.transition import with_move
 from rayfold.errors import ExecutorError
 from rayfold.policies.protocol import Policy
+from rayfold.serving.budgets import brake, churn, memory_s
 from rayfold.serving.decision import CheckedMove, ConsideredPlan, Decision, Mode, checked_move, refused
 from rayfold.serving.history import History
 from rayfold.serving.journal import Journal
 from rayfold.serving.live_moves import LiveExecutor, MoveRecord, RecordedPhase
 from rayfold.serving.live_settings import LiveSettings
+from rayfold.serving.metrics import Metrics
+from rayfold.serving.plan_maker import PlanMaker
 from rayfold.serving.undone import NodeWatch, present_nodes, watch_nodes
 
 __all__ = ["Decider"]
@@ -34,7 +36,8 @@ log = logging.getLogger(__name__)
 
 _DAY_S = 86400.0
 _MAX_CANDIDATES = 50  # recorded per decision
-_NODES = "nodes"  # the journal's note of the nodes seen last
+# The journal's notes: the nodes seen last, why the decider is paused, and when it was resumed.
+_NODES, _PAUSED, _RESUMED_S = "nodes", "paused", "resumed_s"
 
 
 class Decider:
@@ -52,6 +55,8 @@ class Decider:
         rng: Randomness of the policy.
         clock: Unix time in seconds.
         may_act: Why nothing may be moved now, asked right before acting; empty = it may.
+        stand_down: Called when it no longer acts, after the executor has let the cluster go.
+        metrics: Told what happens.
     """
 
     def __init__(
@@ -68,19 +73,20 @@ class Decider:
         rng: np.random.Generator,
         clock: Callable[[], float] = time.time,
         may_act: Callable[[], str] = lambda: "",
+        stand_down: Callable[[], None] = lambda: None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.mode, self.settings, self.journal = mode, settings, journal
+        self.metrics = metrics or Metrics()
         self.last_decision: Decision | None = None
         self.last_state: ClusterState | None = None
         self.last_error = ""
-        self._policy, self._fallback = policy, fallback
+        self._plans = PlanMaker(policy, fallback, rng)
         self._snapshot, self._history, self._executor = snapshot, history, executor
-        self._rng, self._clock, self._may_act = rng, clock, may_act
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
-        self._running: Future[Plan] | None = None
+        self._clock, self._may_act, self._stand_down = clock, may_act, stand_down
         self._is_recovered = False
         self._seen = NodeWatch.from_json(journal.noted(_NODES))
-        self._stop = threading.Event()
+        self._stop, self._wake = threading.Event(), threading.Event()
 
     def recover(self) -> None:
         """Takes over what the journal says was under way: finished if it has begun, closed if it has not.
@@ -96,39 +102,42 @@ class Decider:
             self._history.note_move(record.deployment, record.started_s)
         self._is_recovered = True
 
-    def decide(self, state: ClusterState) -> tuple[Plan, str]:
-        """The plan and the name of the policy that made it."""
-        try:
-            if self._running is not None and not self._running.done():
-                raise TimeoutError("the policy is still busy with an earlier tick")
-            self._running = self._pool.submit(self._policy.plan, state, self._rng)
-            return self._running.result(self.settings.plan_deadline_s), self._policy.name
-        except Exception as err:  # a policy may raise anything; the fallback answers for it
-            log.exception("policy %s failed, falling back to %s", self._policy.name, self._fallback.name)
-            failure = f"{self._policy.name} failed ({type(err).__name__}: {err})"
-        try:
-            # The policy's generator may be in use by its own late thread.
-            plan = self._fallback.plan(state, np.random.default_rng(0))
-        except Exception:  # the last resort is to leave the cluster as it is
-            log.exception("fallback %s failed too: no moves", self._fallback.name)
-            return Plan(reason=f"{failure}, and so did {self._fallback.name}: no moves"), ""
-        return dataclasses.replace(plan, reason=f"{failure}; {plan.reason}"), self._fallback.name
-
     def check(self, state: ClusterState, moves: Sequence[Move], scores: Sequence[float] = ()) -> list[CheckedMove]:
         """The verdict on each move, each with the allowed ones before it begun."""
         checked: list[CheckedMove] = []
+        records = self._records()
         for i, move in enumerate(moves):
-            reason = self._why_not(state, move)
+            reason = self._why_not(state, move, records)
             score = float(scores[i]) if i < len(scores) else 0.0
             checked.append(checked_move(state, move, allowed=not reason, reason=reason or "allowed", score=score))
             if not reason:
+                records.append(self._record(state, move, 0))
                 state = with_move(state, move, self.settings.limits)
         return checked
 
-    def _why_not(self, state: ClusterState, move: Move) -> str:
-        """Why a move is refused on this state, empty if it is allowed."""
+    def _records(self) -> list[MoveRecord]:
+        return self.journal.moves_since(self._clock() - memory_s(self.settings.brakes))
+
+    def _why_not(self, state: ClusterState, move: Move, records: Sequence[MoveRecord]) -> str:
+        """Why a move is refused on this state, by the safety filter or by a brake; empty if it is allowed."""
         verdict = check_move(state, move, self.settings.limits)
-        return "" if verdict.allowed else verdict.reason.name.lower()
+        if not verdict.allowed:
+            return verdict.reason.name.lower()
+        return brake(state, move, records, self.settings.brakes, self.settings.limits, self._clock()) or ""
+
+    def _record(self, state: ClusterState, move: Move, decision_id: int) -> MoveRecord:
+        """The intent of an allowed move."""
+        st, now_s = state.arrays, self._clock()
+        return MoveRecord(
+            move_id=secrets.token_hex(8),
+            decision_id=decision_id,
+            deployment=state.spec.deployments[int(st.replica_deployment[move.replica_idx])].key,
+            replica_id=state.replica_ids[move.replica_idx],
+            from_node=state.node_ids[int(st.replica_node[move.replica_idx])],
+            to_node=state.node_ids[move.node_idx],
+            started_s=now_s,
+            phase_s=now_s,
+        )
 
     def act(self, checked: Sequence[CheckedMove], decision_id: int) -> list[CheckedMove]:
         """Starts the allowed moves; each is checked again on a fresh snapshot right before it starts."""
@@ -147,34 +156,84 @@ class Decider:
         move = _same_move(state, item)
         if move is None:
             return refused(item, "the replica or the node is gone")
-        reason = self._why_not(state, move)
+        reason = self._why_not(state, move, self._records())
         if reason:
             return refused(item, f"no longer allowed: {reason}")
         halted = self._halted()
         if halted:
             return refused(item, halted)
-        record = MoveRecord(
-            move_id=secrets.token_hex(8),
-            decision_id=decision_id,
-            deployment=item.deployment,
-            replica_id=item.replica_id,
-            from_node=state.node_ids[int(state.arrays.replica_node[move.replica_idx])],
-            to_node=item.to_node,
-            started_s=self._clock(),
-        )
+        record = self._record(state, move, decision_id)
         self.journal.intend(record)
         try:
             self._executor.start(state, move, record.move_id)
         except ExecutorError as err:
-            self.journal.set_phase(record.move_id, RecordedPhase.CANCELLED, self._clock(), detail=str(err))
+            self._set_phase(record, RecordedPhase.CANCELLED, str(err))
             return refused(item, str(err))
-        self.journal.set_phase(record.move_id, RecordedPhase.STARTING, self._clock())
+        self._set_phase(record, RecordedPhase.STARTING)
         self._history.note_move(item.deployment, state.now_s)
         return dataclasses.replace(item, move=move, from_node=record.from_node, move_id=record.move_id)
 
     def _halted(self) -> str:
         """Why nothing at all may be moved now, empty if it may."""
-        return f"the mode is {self.mode} now" if self.mode != Mode.ACT else self._may_act()
+        if self.mode != Mode.ACT:
+            return f"the mode is {self.mode} now"
+        why = self._may_act()  # a paused decider keeps the lease, or another would go on where it stopped
+        return f"paused: {self.paused}" if self.paused else why
+
+    def set_mode(self, mode: Mode) -> None:
+        """Changes the mode; the loop, woken, lets the cluster go where it no longer acts.
+
+        Raises:
+            ClusterError: It cannot act on this cluster.
+        """
+        if mode == Mode.ACT:
+            self._executor.check()
+        self.mode = mode
+        self.journal.add_event("mode", str(mode), self._clock())
+        self._wake.set()
+
+    def reconfigure(self, settings: LiveSettings, fallback: Policy) -> None:
+        """Takes other settings from the next tick on; the policy keeps the limits it was made with."""
+        self.settings, self._plans.fallback = settings, fallback
+        self.journal.add_event("settings", "changed", self._clock())
+        self._wake.set()
+
+    def cancel(self, move_id: str) -> bool:
+        """Asks a move that still starts to end; False where the journal has no such move.
+
+        Raises:
+            ClusterError: The cluster does not answer.
+        """
+        record = self.journal.move(move_id)
+        if record is None:
+            return False
+        if not record.is_final:
+            self._executor.cancel(move_id)
+            self._wake.set()
+        return True
+
+    @property
+    def paused(self) -> str:
+        """Why nothing is moved until ``resume``, empty if it is not paused. It outlives this process."""
+        return self.journal.noted(_PAUSED) or ""
+
+    def pause(self, why: str) -> None:
+        """Moves nothing more until ``resume``; what is under way goes on, and decisions are recorded as before."""
+        self.journal.note(_PAUSED, why)
+        self.journal.add_event("paused", why, self._clock())
+        log.warning("paused: %s", why)
+
+    def resume(self) -> None:
+        """Ends a pause; moves undone before no longer count for the churn breaker."""
+        self.journal.note(_RESUMED_S, repr(self._clock()))
+        self.journal.note(_PAUSED, "")
+        self.journal.add_event("resumed", "", self._clock())
+
+    def _break_churn(self) -> None:
+        since_s = float(self.journal.noted(_RESUMED_S) or "-inf")
+        why = churn(self._records(), self.settings.brakes, since_s, self._clock())
+        if why and not self.paused:
+            self.pause(f"{why}; nothing is moved until it is resumed")
 
     def watch(self) -> None:
         """Follows the moves that have not ended."""
@@ -189,9 +248,14 @@ class Decider:
             else:
                 phase, detail, replacement = RecordedPhase(seen.phase.value), seen.detail, seen.replacement_id
             if (phase, replacement or "") != (record.phase, record.replacement_id):
-                now_s = self._clock()
-                self.journal.set_phase(record.move_id, phase, now_s, detail=detail, replacement_id=replacement or "")
-                log.info("move %s of %s: %s %s", record.move_id, record.deployment, phase, detail)
+                self._set_phase(record, phase, detail, replacement or "")
+
+    def _set_phase(self, record: MoveRecord, phase: RecordedPhase, detail: str = "", replacement_id: str = "") -> None:
+        now_s = self._clock()
+        self.journal.set_phase(record.move_id, phase, now_s, detail=detail, replacement_id=replacement_id)
+        if phase != record.phase:
+            self.metrics.saw_phase(phase, now_s - record.started_s)
+        log.info("move %s of %s: %s %s", record.move_id, record.deployment, phase, detail)
 
     def _note_nodes(self, state: ClusterState) -> None:
         """Marks the moves whose nodes were released and launched again."""
@@ -201,7 +265,9 @@ class Decider:
         before = self._seen
         self._seen, undone = watch_nodes(before, present_nodes(state.node_ids, names), emptied, state.now_s)
         for node in undone:
-            if self.journal.mark_undone(node, state.now_s):
+            count = self.journal.mark_undone(node, state.now_s)
+            self.metrics.saw_undone(count)
+            if count:
                 self.journal.add_event("undone", f"node {node} was released and launched again", state.now_s)
         if self._seen != before:
             self.journal.note(_NODES, self._seen.to_json())
@@ -216,10 +282,13 @@ class Decider:
             self.recover()
         self.watch()
         mode = self.mode
+        if mode != Mode.ACT:
+            self._let_go()
         if mode == Mode.OFF:
             return None
         state = self._snapshot()
         self._note_nodes(state)
+        self._break_churn()
         decision = self._decision(state, mode)
         if mode == Mode.ACT:
             halted = self._halted()
@@ -230,6 +299,7 @@ class Decider:
         if mode == Mode.ACT and any(m.allowed for m in decision.moves):
             decision = dataclasses.replace(decision, moves=tuple(self.act(decision.moves, decision_id)))
             self.journal.revise_decision(decision_id, decision.as_json())
+        self.metrics.saw_decision(decision, is_fallback=decision.policy != self._plans.policy.name)
         self.last_state, self.last_decision = state, decision
         started = sum(bool(m.move_id) for m in decision.moves)
         log.info("decision %d: %d moves, %d started (%s)", decision_id, len(decision.moves), started, decision.reason)
@@ -237,7 +307,7 @@ class Decider:
 
     def _decision(self, state: ClusterState, mode: Mode) -> Decision:
         started_s = time.perf_counter()
-        plan, name = self.decide(state)
+        plan, name = self._plans.plan(state, self.settings.plan_deadline_s)
         latency_s = time.perf_counter() - started_s
         present = state.arrays.node_type[state.arrays.node_phase > 0]
         return Decision(
@@ -266,8 +336,10 @@ class Decider:
             except Exception as err:
                 log.exception("the tick failed; the cluster stays as it is")
                 self.last_error = f"{type(err).__name__}: {err}"
+                self.metrics.saw_error()
                 self._record_error()
-            self._stop.wait(self.settings.decision_interval_s)
+            self._wake.wait(self.settings.decision_interval_s)
+            self._wake.clear()
 
     def _record_error(self) -> None:
         try:
@@ -275,10 +347,25 @@ class Decider:
         except Exception:  # a journal that cannot be written may be what failed; the loop goes on and moves nothing
             log.exception("the journal cannot be written")
 
+    def _let_go(self) -> None:
+        """Leaves the cluster to whoever acts next. Cancels what still starts."""
+        self._executor.detach()
+        self._stand_down()
+
+    def close(self) -> None:
+        """After ``run`` has ended: lets the cluster go and records how the last moves ended.
+
+        Raises:
+            ClusterError: The cluster does not answer.
+        """
+        self._let_go()
+        self.watch()
+
     def stop(self) -> None:
         """Ends ``run`` after the present tick."""
         self._stop.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._wake.set()
+        self._plans.stop()
 
 
 def _same_move(state: ClusterState, item: CheckedMove) -> Move | None:

@@ -128,15 +128,12 @@ class ServeExecutor:
             call_controller(controller_patch.fence, node, until_s)
         log.info("controller: %s", answer)
 
-    @property
-    def is_attached(self) -> bool:
-        """Whether this process attached to the controller and has not detached."""
-        return bool(self._token)
-
     def detach(self) -> None:
-        """Cancels what still starts and leaves the controller as it was found."""
+        """Cancels what still starts and leaves the controller as it was found, unless another has taken it over."""
+        if not self._token:
+            return
         self.statuses()
-        call_controller(controller_patch.detach)
+        call_controller(controller_patch.detach, self._term())
         self._token, self._fences = "", {}
         for move_id, status in self._known.items():
             if status.phase == MovePhase.STARTING:

@@ -213,6 +213,10 @@ class Journal:
         rows = self._rows("SELECT time_s, phase, detail FROM phases WHERE move_id = ? ORDER BY rowid", record.move_id)
         return {**record.as_json(), "phases": [{"time_s": r[0], "phase": r[1], "detail": r[2]} for r in rows]}
 
+    def move(self, move_id: str) -> MoveRecord | None:
+        """One move, None if there is no such."""
+        return next(iter(self._records("move_id = ?", move_id)), None)
+
     def open_moves(self) -> list[MoveRecord]:
         """Moves that have not ended, oldest first."""
         return self._records(f"{_OPEN} ORDER BY started_s, rowid")

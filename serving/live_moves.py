@@ -88,6 +88,22 @@ class LiveExecutor(Protocol):
         """
         ...
 
+    def check(self) -> None:
+        """Whether this cluster's replicas could be moved; touches nothing.
+
+        Raises:
+            ClusterError: They could not.
+        """
+        ...
+
+    def detach(self) -> None:
+        """Cancels what still starts and leaves the cluster as it was found; no effect if it was not touched.
+
+        Raises:
+            ClusterError: The cluster does not answer.
+        """
+        ...
+
     def cancel(self, move_id: str) -> None:
         """Stops the replacement and leaves the old replica serving; no effect on a final move."""
         ...

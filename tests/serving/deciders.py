@@ -10,7 +10,7 @@ from rayfold.envs.cluster import ClusterSpec, Deployment, NodeType, ReplicaShape
 from rayfold.envs.moves import Move, MovePhase, Plan
 from rayfold.envs.safety import Limits
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
-from rayfold.errors import ExecutorError
+from rayfold.errors import ClusterError, ExecutorError
 from rayfold.policies.best_fit import BestFit
 from rayfold.serving.decider import Decider
 from rayfold.serving.decision import Mode
@@ -52,6 +52,7 @@ class FakeCluster:
         self.started: list[tuple[str, str]] = []
         self.ids: list[str] = []
         self.cancelled: list[str] = []
+        self.detached = 0
         self._error, self._path = error, path
         self._known: dict[str, MoveStatus] = {}
 
@@ -91,6 +92,15 @@ class FakeCluster:
         """As the cluster has them."""
         phases = self._controller()
         return {m: s._replace(phase=MovePhase(phases.get(m, s.phase.value))) for m, s in self._known.items()}
+
+    def check(self) -> None:
+        """It may always act, unless it was made to refuse."""
+        if self._error:
+            raise ClusterError(self._error)
+
+    def detach(self) -> None:
+        """Counted."""
+        self.detached += 1
 
     def cancel(self, move_id: str) -> None:
         """Remembers it too."""

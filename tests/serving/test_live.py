@@ -32,7 +32,7 @@ from rayfold.serving.attach import deploy_decider, serve_decider
 from rayfold.serving.decision import Mode
 from rayfold.serving.executor import ServeExecutor, call_controller
 from rayfold.serving.history import History
-from rayfold.serving.live_settings import DeploymentSettings, LiveSettings, NodeTypeSettings
+from rayfold.serving.live_settings import Brakes, DeploymentSettings, LiveSettings, NodeTypeSettings
 from rayfold.serving.load import HttpLoad
 from rayfold.serving.snapshot import take_snapshot
 from rayfold.serving.state_file import save_snapshot
@@ -62,6 +62,8 @@ SETTINGS = LiveSettings(
     node_types={"gpu4": NodeTypeSettings(price_usd_per_h=4.0, max_nodes=3)},
     deployments={"plain": _STARTUP, "pack": _STARTUP},
     limits=Limits(max_concurrent_moves=2, deployment_cooldown_s=1.0, fence_s=60.0),
+    brakes=Brakes(moving_frac=1.0, min_run_s=0.0),
+    lease_ttl_s=1.0,
 )
 
 
