@@ -17,12 +17,13 @@ import rayfold
 from rayfold.errors import ClusterError, InputError
 from rayfold.policies.by_name import make_policy
 from rayfold.policies.protocol import Policy
+from rayfold.serving import controller_patch
 from rayfold.serving.decision import Mode
-from rayfold.serving.executor import serve_controller
+from rayfold.serving.executor import call_controller, serve_controller
 from rayfold.serving.live_settings import LiveSettings
 from rayfold.serving.snapshot import OWN_APP
 
-__all__ = ["connect", "decision_line", "deploy_decider", "read_token", "serve_decider"]
+__all__ = ["connect", "decision_line", "deploy_decider", "detach_controller", "read_token", "serve_decider"]
 
 log = logging.getLogger(__name__)
 
@@ -198,6 +199,34 @@ def serve_decider(
             _remove_decider()
         if not connected_before:
             ray.shutdown()
+
+
+def detach_controller(address: str) -> list[str]:
+    """Removes the decider of a cluster, if it runs there, and leaves the Serve controller as rayfold found it.
+
+    Args:
+        address: ``HOST:PORT`` of the cluster; a connection that is there already is used and kept.
+
+    Returns:
+        What was patched before, by name; it no longer is.
+
+    Raises:
+        InputError: No cluster answers at the address.
+        ClusterError: Serve does not run there, or something stays patched.
+    """
+    connected_before = ray.is_initialized()
+    connect(address)
+    try:
+        before = list(call_controller(controller_patch.patched))
+        _remove_decider()  # it would attach again
+        call_controller(controller_patch.detach)
+        left = list(call_controller(controller_patch.patched))
+    finally:
+        if not connected_before:
+            ray.shutdown()
+    if left:
+        raise ClusterError(f"still patched: {', '.join(left)}; a restart of the Serve controller undoes it")
+    return before
 
 
 def _remove_decider() -> None:

@@ -284,6 +284,9 @@ class Decider:
         mode = self.mode
         if mode != Mode.ACT:
             self._let_go()
+        elif self._executor.keep_attached():
+            log.warning("the controller is another than before: attached again")
+            self.journal.add_event("reattached", "the Serve controller had restarted", self._clock())
         if mode == Mode.OFF:
             return None
         state = self._snapshot()

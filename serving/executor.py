@@ -72,9 +72,6 @@ class ServeExecutor:
         tested_ray: Versions of Ray that may be touched.
         clock: Unix time in seconds.
         term: Of the lease this process holds, 0 without one.
-
-    Attributes:
-        reattached: How often the controller was found restarted and was attached again.
     """
 
     def __init__(
@@ -87,7 +84,6 @@ class ServeExecutor:
         term: Callable[[], int] = lambda: 0,
     ) -> None:
         self.move_timeout_s, self.fence_s = move_timeout_s, fence_s
-        self.reattached = 0
         self._tested_ray, self._clock, self._term = tested_ray, clock, term
         self._counter, self._prefix = itertools.count(), secrets.token_hex(4)
         self._known: dict[str, MoveStatus] = {}
@@ -118,15 +114,23 @@ class ServeExecutor:
         token = answer.rpartition(" ")[2]
         if token == self._token:
             return
-        if self._token:
-            self.reattached += 1
-            log.warning("the controller is another: attached again")
         self._token = token
         now_s = self._clock()
         self._fences = {node: until_s for node, until_s in self._fences.items() if until_s > now_s}
         for node, until_s in self._fences.items():
             call_controller(controller_patch.fence, node, until_s)
         log.info("controller: %s", answer)
+
+    def keep_attached(self) -> bool:
+        """See ``LiveExecutor``: a restarted controller is told by its token, and gets its fences again.
+
+        Raises:
+            ClusterError: The controller did not answer.
+        """
+        before = self._token
+        if before:
+            self.attach()
+        return self._token != before
 
     def detach(self) -> None:
         """Cancels what still starts and leaves the controller as it was found, unless another has taken it over."""

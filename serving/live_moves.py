@@ -96,6 +96,14 @@ class LiveExecutor(Protocol):
         """
         ...
 
+    def keep_attached(self) -> bool:
+        """Attaches again where the cluster has lost the attachment; True if it had.
+
+        Raises:
+            ClusterError: The cluster does not answer.
+        """
+        ...
+
     def detach(self) -> None:
         """Cancels what still starts and leaves the cluster as it was found; no effect if it was not touched.
 

@@ -184,6 +184,15 @@ def serve(
 
 
 @app.command()
+def detach(address: Annotated[str, typer.Option(help="HOST:PORT of the Ray cluster.")]) -> None:
+    """Remove the decider from a cluster and leave its Serve controller as it was found."""
+    from rayfold.serving.attach import detach_controller
+
+    found = detach_controller(address)
+    typer.echo(f"detached: {', '.join(found)}" if found else "nothing was attached")
+
+
+@app.command()
 def demo(
     json: Annotated[Path | None, typer.Option(help="Write what was measured here.")] = None,
     train_minutes: Annotated[float, typer.Option(min=0.1, help="Wall time of the training.")] = 3.0,

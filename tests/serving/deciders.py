@@ -53,6 +53,7 @@ class FakeCluster:
         self.ids: list[str] = []
         self.cancelled: list[str] = []
         self.detached = 0
+        self.has_lost_attachment = False
         self._error, self._path = error, path
         self._known: dict[str, MoveStatus] = {}
 
@@ -98,6 +99,11 @@ class FakeCluster:
         if self._error:
             raise ClusterError(self._error)
 
+    def keep_attached(self) -> bool:
+        """Told by the test."""
+        lost, self.has_lost_attachment = self.has_lost_attachment, False
+        return lost
+
     def detach(self) -> None:
         """Counted."""
         self.detached += 1
@@ -139,6 +145,7 @@ def make_decider(
     settings: LiveSettings = SETTINGS,
     journal: Journal | None = None,
     may_act: Callable[[], str] = lambda: "",
+    stand_down: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = lambda: NOW_S,
 ) -> Decider:
     """A decider over the hand-built cluster."""
@@ -154,4 +161,5 @@ def make_decider(
         rng=np.random.default_rng(0),
         clock=clock,
         may_act=may_act,
+        stand_down=stand_down,
     )

@@ -200,6 +200,43 @@ def test_cancelled_elsewhere_is_noticed() -> None:
     assert told["phase"] == RecordedPhase.FAILED
 
 
+def test_restarted_controller_is_attached_again_and_told() -> None:
+    """At the next tick in mode act, once; the journal says so."""
+    executor = FakeCluster()
+    decider = make_decider(plan_of, executor)
+    executor.has_lost_attachment = True
+    _tick(decider)
+    _tick(decider)
+    assert [e["kind"] for e in decider.journal.events(9)] == ["reattached"]
+
+
+def test_leaving_act_lets_the_cluster_go() -> None:
+    """Executor first, then whoever waits for the lease; a stopped decider does the same."""
+    told: list[str] = []
+
+    class Told(FakeCluster):
+        def detach(self) -> None:
+            told.append("detach")
+
+    decider = make_decider(plan_of, Told(), stand_down=lambda: told.append("stand down"))
+    _tick(decider)
+    assert told == []
+    decider.set_mode(Mode.RECOMMEND)
+    _tick(decider)
+    assert told == ["detach", "stand down"]
+    decider.close()
+    assert told == ["detach", "stand down"] * 2
+
+
+def test_who_may_not_act_recommends() -> None:
+    """Without the lease each move is refused with the holder's name, and nothing starts."""
+    executor = FakeCluster()
+    decider = make_decider(lambda: plan_of(Move(0, 1)), executor, may_act=lambda: "other holds the lease")
+    decision = _tick(decider)
+    assert [(m.allowed, m.reason) for m in decision.moves] == [(False, "other holds the lease")]
+    assert executor.started == []
+
+
 def test_loop_survives_an_error_and_recovers() -> None:
     """A failing snapshot costs its tick only."""
     calls = iter(range(1000))
