@@ -126,7 +126,8 @@ def deploy_decider(
     from rayfold.serving.decider_app import ROUTE, DeciderConfig, decider_application
 
     controller = serve_controller()
-    config = DeciderConfig(policy=policy, settings=settings, mode=mode, token=token, journal_path=journal_path)
+    path = journal_path.absolute() if journal_path else None  # the replica has another working directory
+    config = DeciderConfig(policy=policy, settings=settings, mode=mode, token=token, journal_path=path)
     application = decider_application(config, _runtime_env(address))
     try:
         serve.run(application, name=OWN_APP, route_prefix=ROUTE, _local_testing_mode=False)
@@ -193,7 +194,7 @@ def serve_decider(
             address=address, policy=chosen, settings=settings, mode=Mode(mode), token=token, journal_path=journal_path
         )
         progress(f"decider at {url}, mode {mode}, policy {chosen.name}")
-        return _follow(url, settings, progress, stop, max_decisions)
+        return _follow(url, token, settings, progress, stop, max_decisions)
     finally:
         if ray.is_initialized():
             _remove_decider()
@@ -240,11 +241,17 @@ def _remove_decider() -> None:
 
 
 def _follow(
-    url: str, settings: LiveSettings, progress: Callable[[str], None], stop: threading.Event, most: int | None
+    url: str,
+    token: str,
+    settings: LiveSettings,
+    progress: Callable[[str], None],
+    stop: threading.Event,
+    most: int | None,
 ) -> int:
     seen, last_s, heard_s = 0, 0.0, time.monotonic()
     patience_s = _READY_TIMEOUT_S + settings.decision_interval_s
-    with httpx.Client(timeout=10.0, trust_env=False) as client:
+    bearer = {"Authorization": f"Bearer {token}"}
+    with httpx.Client(timeout=10.0, trust_env=False, headers=bearer) as client:
         while not stop.wait(min(1.0, settings.decision_interval_s / 4)):
             try:
                 answer = client.get(f"{url}/plan")

@@ -175,6 +175,8 @@ class Decider:
 
     def _halted(self) -> str:
         """Why nothing at all may be moved now, empty if it may."""
+        if self._stop.is_set():
+            return "the decider is being stopped"
         if self.mode != Mode.ACT:
             return f"the mode is {self.mode} now"
         why = self._may_act()  # a paused decider keeps the lease, or another would go on where it stopped

@@ -257,3 +257,18 @@ def test_loop_survives_an_error_and_recovers() -> None:
     thread.join(10.0)
     assert not thread.is_alive()
     assert "RuntimeError: planted" in journal.events(1000)[0]["text"]
+
+
+def test_stopped_decider_starts_nothing() -> None:
+    """A tick that is under way when the decider is stopped begins no move."""
+    executor = FakeCluster()
+    deciders: list[Decider] = []
+
+    def stopping() -> Plan:
+        deciders[0].stop()
+        return plan_of(Move(0, 1))
+
+    deciders.append(make_decider(stopping, executor))
+    decision = _tick(deciders[0])
+    assert [m.reason for m in decision.moves] == ["the decider is being stopped"]
+    assert executor.started == []
