@@ -18,10 +18,19 @@ from rayfold.envs.moves import Move
 from rayfold.envs.safety import check_move
 from rayfold.envs.state import ClusterState
 from rayfold.envs.transition import with_move
-from rayfold.errors import ExecutorError
+from rayfold.errors import ClusterError, ExecutorError
 from rayfold.policies.protocol import Policy
 from rayfold.serving.budgets import brake, churn, memory_s
-from rayfold.serving.decision import CheckedMove, ConsideredPlan, Decision, Mode, checked_move, refused
+from rayfold.serving.decision import (
+    CheckedMove,
+    ConsideredPlan,
+    Decision,
+    Mode,
+    checked_move,
+    refused,
+    same_move,
+    with_begun,
+)
 from rayfold.serving.history import History
 from rayfold.serving.journal import Journal
 from rayfold.serving.live_moves import LiveExecutor, MoveRecord, RecordedPhase
@@ -36,8 +45,8 @@ log = logging.getLogger(__name__)
 
 _DAY_S = 86400.0
 _MAX_CANDIDATES = 50  # recorded per decision
-# The journal's notes: the nodes seen last, why the decider is paused, and when it was resumed.
-_NODES, _PAUSED, _RESUMED_S = "nodes", "paused", "resumed_s"
+# The journal's notes: the nodes seen last, why the decider is paused, when it was resumed, whether it is attached.
+_NODES, _PAUSED, _RESUMED_S, _ATTACHED = "nodes", "paused", "resumed_s", "attached"
 
 
 class Decider:
@@ -152,8 +161,8 @@ class Decider:
     def _start(self, item: CheckedMove, begun: Sequence[CheckedMove], decision_id: int) -> CheckedMove:
         state = self._snapshot()
         for earlier in begun:
-            state = _with_begun(state, earlier, self.settings)
-        move = _same_move(state, item)
+            state = with_begun(state, earlier, self.settings.limits)
+        move = same_move(state, item)
         if move is None:
             return refused(item, "the replica or the node is gone")
         reason = self._why_not(state, move, self._records())
@@ -286,9 +295,6 @@ class Decider:
         mode = self.mode
         if mode != Mode.ACT:
             self._let_go()
-        elif self._executor.keep_attached():
-            log.warning("the controller is another than before: attached again")
-            self.journal.add_event("reattached", "the Serve controller had restarted", self._clock())
         if mode == Mode.OFF:
             return None
         state = self._snapshot()
@@ -296,7 +302,7 @@ class Decider:
         self._break_churn()
         decision = self._decision(state, mode)
         if mode == Mode.ACT:
-            halted = self._halted()
+            halted = self._halted() or self._keep_attached()
             if halted:
                 stopped = tuple(refused(m, halted) if m.allowed else m for m in decision.moves)
                 decision = dataclasses.replace(decision, moves=stopped)
@@ -352,9 +358,26 @@ class Decider:
         except Exception:  # a journal that cannot be written may be what failed; the loop goes on and moves nothing
             log.exception("the journal cannot be written")
 
+    def _keep_attached(self) -> str:
+        """Why the cluster cannot be acted on, empty if it can."""
+        try:
+            was_lost = self._executor.keep_attached()
+        except ClusterError as err:
+            return str(err)
+        if was_lost:
+            log.warning("the controller is another than before: attached again")
+            self.journal.add_event("reattached", "the Serve controller had restarted", self._clock())
+        if not self.journal.noted(_ATTACHED):
+            self.journal.note(_ATTACHED, "yes")
+        return ""
+
     def _let_go(self) -> None:
-        """Leaves the cluster to whoever acts next. Cancels what still starts."""
-        self._executor.detach()
+        """Leaves the cluster to whoever acts next. Cancels what still starts, of an earlier decider's too."""
+        if self.journal.noted(_ATTACHED):
+            if not self._may_act():
+                self._executor.keep_attached()  # a dead decider's attachment is ours to undo, unless another acts
+            if self._executor.detach():
+                self.journal.note(_ATTACHED, "")
         self._stand_down()
 
     def close(self) -> None:
@@ -371,22 +394,3 @@ class Decider:
         self._stop.set()
         self._wake.set()
         self._plans.stop()
-
-
-def _same_move(state: ClusterState, item: CheckedMove) -> Move | None:
-    """The move in the rows of another snapshot, None where its replica or node is gone."""
-    try:
-        return Move(state.replica_ids.index(item.replica_id), state.node_ids.index(item.to_node))
-    except ValueError:
-        return None
-
-
-def _with_begun(state: ClusterState, earlier: CheckedMove, settings: LiveSettings) -> ClusterState:
-    """Adds a move that the controller has taken but the snapshot does not show yet."""
-    move = _same_move(state, earlier)
-    if move is None:
-        return state
-    peer = int(state.arrays.replica_peer[move.replica_idx])
-    if peer >= 0 and peer != move.replica_idx:
-        return state
-    return with_move(state, move, settings.limits)

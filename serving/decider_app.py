@@ -75,7 +75,7 @@ class LiveControls:
         self._id, history = config.deployment_id, History()
         self._journal = Journal(config.journal_path or _session_dir() / JOURNAL_NAME)
         mode, settings = self._as_steered(config)
-        self._lease = Lease(GcsStore(), socket.gethostname(), _lease_ttl_s(settings))
+        self._lease = Lease(GcsStore(), socket.gethostname(), _lease_ttl_s(settings), owner=config.deployment_id)
         self._executor = ServeExecutor(
             move_timeout_s=settings.move_timeout_s, fence_s=settings.limits.fence_s, term=lambda: self._lease.term
         )

@@ -8,9 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from rayfold.envs.moves import Candidate, Move
+from rayfold.envs.safety import Limits
 from rayfold.envs.state import ClusterState
+from rayfold.envs.transition import with_move
 
-__all__ = ["CheckedMove", "ConsideredPlan", "Decision", "Mode", "checked_move", "jsonable", "refused"]
+__all__ = [
+    "CheckedMove",
+    "ConsideredPlan",
+    "Decision",
+    "Mode",
+    "checked_move",
+    "jsonable",
+    "refused",
+    "same_move",
+    "with_begun",
+]
 
 
 class Mode(enum.StrEnum):
@@ -102,6 +114,25 @@ def checked_move(
 def refused(item: CheckedMove, reason: str) -> CheckedMove:
     """The same move, not allowed."""
     return dataclasses.replace(item, allowed=False, reason=reason)
+
+
+def same_move(state: ClusterState, item: CheckedMove) -> Move | None:
+    """The move in the rows of another snapshot, None where its replica or node is gone."""
+    try:
+        return Move(state.replica_ids.index(item.replica_id), state.node_ids.index(item.to_node))
+    except ValueError:
+        return None
+
+
+def with_begun(state: ClusterState, earlier: CheckedMove, limits: Limits) -> ClusterState:
+    """Adds a move that the controller has taken but the snapshot does not show yet."""
+    move = same_move(state, earlier)
+    if move is None:
+        return state
+    peer = int(state.arrays.replica_peer[move.replica_idx])
+    if peer >= 0 and peer != move.replica_idx:
+        return state
+    return with_move(state, move, limits)
 
 
 def jsonable(value: Any) -> Any:

@@ -128,14 +128,13 @@ class ServeExecutor:
             ClusterError: The controller did not answer.
         """
         before = self._token
-        if before:
-            self.attach()
-        return self._token != before
+        self.attach()
+        return bool(before) and self._token != before
 
-    def detach(self) -> None:
+    def detach(self) -> bool:
         """Cancels what still starts and leaves the controller as it was found, unless another has taken it over."""
         if not self._token:
-            return
+            return False
         self.statuses()
         call_controller(controller_patch.detach, self._term())
         self._token, self._fences = "", {}
@@ -145,6 +144,7 @@ class ServeExecutor:
             elif status.phase == MovePhase.DRAINING:
                 detail = "detached: Serve stops the old replica by itself"
                 self._known[move_id] = status._replace(phase=MovePhase.DONE, detail=detail)
+        return True
 
     def start(self, state: ClusterState, move: Move, move_id: str = "") -> str:
         """Starts a move; see ``LiveExecutor``. The state must be a live snapshot.

@@ -6,6 +6,9 @@ succeeds for one contender. The holder renews by overwriting its own term, which
 not told: a term is over when its value has not changed for its time to live on the contender's own clock, so clocks
 need not agree. A holder that slept through its expiry may still have a call under way; the Serve controller therefore
 remembers the highest term that moved anything and refuses lower ones (``controller_patch.start_move``).
+
+A successor of the same owner, as the replica that Serve starts for one that died, does not wait. Should the one it
+succeeds live after all, that one stands back for good.
 """
 
 import json
@@ -84,6 +87,10 @@ class _Term(NamedTuple):
         return str(json.loads(self.value)["holder"]) if self.value else ""
 
     @property
+    def owner(self) -> str:
+        return str(json.loads(self.value)["owner"]) if self.value else ""
+
+    @property
     def is_released(self) -> bool:
         return self.value is None or bool(json.loads(self.value)["released"])
 
@@ -100,14 +107,18 @@ class Lease:
         name: Told to the others; made unique by a random end.
         ttl_s: Others may take over when this one has not renewed for so long.
         clock: Monotonic seconds.
+        owner: Of which there is one at a time by other means; empty = nobody's successor.
 
     Attributes:
         term: Number of the term held, 0 where none is.
     """
 
-    def __init__(self, store: Store, name: str, ttl_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, store: Store, name: str, ttl_s: float, clock: Callable[[], float] = time.monotonic, owner: str = ""
+    ) -> None:
         self.name, self.ttl_s, self.term = f"{name}-{secrets.token_hex(4)}", ttl_s, 0
-        self._store, self._clock = store, clock
+        self._store, self._clock, self._owner = store, clock, owner or self.name
+        self._is_succeeded = False
         self._count = 0
         self._watched: tuple[_Term, float] | None = None  # a term of another's, and since when its value stands
 
@@ -123,7 +134,9 @@ class Lease:
             return ""
         if self.term:
             log.warning("the lease was taken over by %s", newest.holder)
-            self.term = 0
+            self.term, self._is_succeeded = 0, newest.owner == self._owner
+        if self._is_succeeded:
+            return "a successor of this decider has taken over"
         if not self._is_over(newest):
             return f"{newest.holder} holds the lease"
         if not self._write(newest.number + 1, overwrite=False) or self._newest().number != newest.number + 1:
@@ -145,7 +158,7 @@ class Lease:
         return _Term(number, self._store.get(f"{_PREFIX}{number}") if number else None)
 
     def _is_over(self, newest: _Term) -> bool:
-        if newest.is_released:
+        if newest.is_released or newest.owner == self._owner:
             return True
         now_s = self._clock()
         if self._watched is None or self._watched[0] != newest:
@@ -154,7 +167,13 @@ class Lease:
 
     def _write(self, number: int, *, overwrite: bool, released: bool = False) -> bool:
         self._count += 1
-        value = {"holder": self.name, "ttl_s": self.ttl_s, "renewal": self._count, "released": released}
+        value = {
+            "holder": self.name,
+            "owner": self._owner,
+            "ttl_s": self.ttl_s,
+            "renewal": self._count,
+            "released": released,
+        }
         return self._store.put(f"{_PREFIX}{number}", json.dumps(value), overwrite=overwrite)
 
     def _forget(self, last: int) -> None:

@@ -97,15 +97,15 @@ class LiveExecutor(Protocol):
         ...
 
     def keep_attached(self) -> bool:
-        """Attaches again where the cluster has lost the attachment; True if it had.
+        """Makes moves possible; True where the cluster had lost an attachment that was there before.
 
         Raises:
             ClusterError: The cluster does not answer.
         """
         ...
 
-    def detach(self) -> None:
-        """Cancels what still starts and leaves the cluster as it was found; no effect if it was not touched.
+    def detach(self) -> bool:
+        """Cancels what still starts and leaves the cluster as it was found; False where it is not attached.
 
         Raises:
             ClusterError: The cluster does not answer.

@@ -45,16 +45,17 @@ class FakeCluster:
 
     Args:
         error: Every start is refused with this, where it is not empty.
+        forbidden: Why it may not be touched at all, where it is not empty.
         path: Where the moves are kept.
     """
 
-    def __init__(self, error: str = "", path: Path | None = None) -> None:
+    def __init__(self, error: str = "", path: Path | None = None, forbidden: str = "") -> None:
         self.started: list[tuple[str, str]] = []
         self.ids: list[str] = []
         self.cancelled: list[str] = []
         self.detached = 0
         self.has_lost_attachment = False
-        self._error, self._path = error, path
+        self._error, self._path, self._forbidden = error, path, forbidden
         self._known: dict[str, MoveStatus] = {}
 
     def _controller(self) -> dict[str, str]:
@@ -95,18 +96,20 @@ class FakeCluster:
         return {m: s._replace(phase=MovePhase(phases.get(m, s.phase.value))) for m, s in self._known.items()}
 
     def check(self) -> None:
-        """It may always act, unless it was made to refuse."""
-        if self._error:
-            raise ClusterError(self._error)
+        """Raises where it may not be touched."""
+        if self._forbidden:
+            raise ClusterError(self._forbidden)
 
     def keep_attached(self) -> bool:
-        """Told by the test."""
+        """Whether it was lost is told by the test; where it may not be touched, it cannot."""
+        self.check()
         lost, self.has_lost_attachment = self.has_lost_attachment, False
         return lost
 
-    def detach(self) -> None:
+    def detach(self) -> bool:
         """Counted."""
         self.detached += 1
+        return True
 
     def cancel(self, move_id: str) -> None:
         """Remembers it too."""

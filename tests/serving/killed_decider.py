@@ -1,6 +1,7 @@
-"""A decider that is killed by SIGKILL at a named point of its first move: run as a process by ``test_crash.py``.
+"""Deciders that are killed by SIGKILL, each at a named point of its first move: run as a process by ``test_crash.py``.
 
-Arguments: journal, cluster file, point.
+Argument: a folder; each decider leaves its journal and its cluster in ``FOLDER/POINT``. They are forked, so that what
+they import is imported once.
 """
 
 import os
@@ -37,7 +38,7 @@ class Deadly(FakeCluster):
         return move_id
 
 
-def main(journal: str, cluster: str, point: str) -> None:
+def _decide(folder: Path, point: str) -> None:
     """Decides once, and dies."""
 
     def may_act() -> str:
@@ -45,10 +46,21 @@ def main(journal: str, cluster: str, point: str) -> None:
             _die()
         return ""
 
-    executor = Deadly(point, Path(cluster))
-    make_decider(lambda: plan_of(Move(0, 1)), executor, journal=Journal(Path(journal)), may_act=may_act).tick()
+    executor, journal = Deadly(point, folder / "cluster"), Journal(folder / "j.sqlite3")
+    make_decider(lambda: plan_of(Move(0, 1)), executor, journal=journal, may_act=may_act).tick()
     _die()
 
 
+def main(folder: Path) -> None:
+    """Exits with 0 if all of them died as they should."""
+    for point in POINTS:
+        pid = os.fork()
+        if pid == 0:
+            _decide(folder / point, point)
+        _, status = os.waitpid(pid, 0)
+        if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
+            sys.exit(f"{point}: status {status}")
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(Path(sys.argv[1]))

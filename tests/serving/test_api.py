@@ -52,10 +52,10 @@ class Served(NamedTuple):
     executor: FakeCluster
 
 
-def _serve(error: str = "", mode: Mode = Mode.ACT) -> Served:
+def _serve(forbidden: str = "", mode: Mode = Mode.ACT) -> Served:
     candidate = Candidate(moves=(Move(0, 1),), score=float("inf"))
     plan = Plan(moves=(Move(0, 1),), scores=(float("nan"),), reason="because", candidates=(candidate,))
-    executor = FakeCluster(error)
+    executor = FakeCluster(forbidden=forbidden)
     decider = make_decider(lambda: plan, executor, mode=mode)
     return Served(AsgiClient(make_api(FakeControls(decider), TOKEN)), decider, executor)
 
@@ -65,8 +65,8 @@ def serve() -> Iterator[Callable[..., Served]]:
     """Makes interfaces, and closes them."""
     made: list[Served] = []
 
-    def serve(error: str = "", mode: Mode = Mode.ACT) -> Served:
-        made.append(_serve(error, mode))
+    def serve(forbidden: str = "", mode: Mode = Mode.ACT) -> Served:
+        made.append(_serve(forbidden, mode))
         return made[-1]
 
     yield serve

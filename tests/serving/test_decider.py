@@ -215,8 +215,9 @@ def test_leaving_act_lets_the_cluster_go() -> None:
     told: list[str] = []
 
     class Told(FakeCluster):
-        def detach(self) -> None:
+        def detach(self) -> bool:
             told.append("detach")
+            return True
 
     decider = make_decider(plan_of, Told(), stand_down=lambda: told.append("stand down"))
     _tick(decider)
@@ -224,8 +225,35 @@ def test_leaving_act_lets_the_cluster_go() -> None:
     decider.set_mode(Mode.RECOMMEND)
     _tick(decider)
     assert told == ["detach", "stand down"]
+    decider.set_mode(Mode.ACT)
+    _tick(decider)
     decider.close()
     assert told == ["detach", "stand down"] * 2
+
+
+def test_attachment_of_a_dead_decider_is_undone() -> None:
+    """The next one, told to observe, lets the cluster go for the dead one, once, and not while another acts."""
+    journal = Journal()
+    _tick(make_decider(plan_of, FakeCluster(), journal=journal))  # and dies
+    held_by = ["other holds the lease", "", ""]
+
+    class Careful(FakeCluster):
+        def detach(self) -> bool:
+            return self.has_attached and super().detach()
+
+        has_attached = False
+
+        def keep_attached(self) -> bool:
+            self.has_attached = True
+            return False
+
+    executor = Careful()
+    heir = make_decider(plan_of, executor, journal=journal, mode=Mode.OBSERVE, may_act=lambda: held_by.pop(0))
+    _tick(heir)
+    assert (executor.has_attached, executor.detached) == (False, 0)
+    _tick(heir)
+    _tick(heir)
+    assert (executor.has_attached, executor.detached) == (True, 1)
 
 
 def test_who_may_not_act_recommends() -> None:
@@ -234,6 +262,14 @@ def test_who_may_not_act_recommends() -> None:
     decider = make_decider(lambda: plan_of(Move(0, 1)), executor, may_act=lambda: "other holds the lease")
     decision = _tick(decider)
     assert [(m.allowed, m.reason) for m in decision.moves] == [(False, "other holds the lease")]
+    assert executor.started == []
+
+
+def test_cluster_that_may_not_be_touched_is_observed() -> None:
+    """In mode act on a Ray that was not tested, decisions go on, and each move is refused with the reason."""
+    executor = FakeCluster(forbidden="Ray 9 is not a tested version")
+    decision = _tick(make_decider(lambda: plan_of(Move(0, 1)), executor))
+    assert [m.reason for m in decision.moves] == ["Ray 9 is not a tested version"]
     assert executor.started == []
 
 

@@ -102,6 +102,20 @@ def test_stale_contender_does_not_take_a_forgotten_term() -> None:
     assert a.hold() == ""
 
 
+def test_successor_of_the_same_owner_does_not_wait() -> None:
+    """And the one it succeeds, should it live, never takes the lease again."""
+    store, clock = Memory(), Clock()
+    old, new = (Lease(store, "a", 10.0, clock, owner="one deployment") for _ in range(2))
+    other = Lease(store, "b", 10.0, clock)
+    assert old.hold() == ""
+    assert new.hold() == ""
+    assert "successor" in old.hold()
+    new.release()
+    assert "successor" in old.hold()
+    assert other.hold() == ""
+    assert new.hold() == f"{other.name} holds the lease"
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(
