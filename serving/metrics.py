@@ -25,7 +25,7 @@ NAMES: Mapping[str, tuple[str, str]] = {
     "moves_total": ("counter", "Moves that entered a phase, by phase."),
     "moves_undone_total": ("counter", "Moves whose node was released and launched again within 30 minutes."),
     "decision_evaluation_duration_seconds": ("summary", "Time the plan took."),
-    "replacement_start_duration_seconds": ("summary", "From the intent of a move to its end, of those done."),
+    "move_duration_seconds": ("summary", "From the intent of a move until its old replica was gone, of those done."),
     "nodes": ("gauge", "Nodes of the last snapshot."),
     "eligible_nodes": ("gauge", "Nodes that the last decision would move replicas off."),
     "cluster_usd_per_hour": ("gauge", "Price of the nodes of the last snapshot."),
@@ -78,7 +78,7 @@ class Metrics:
         with self._lock:
             self._counts["moves_total", f'{{phase="{phase}"}}'] += 1
             if phase == RecordedPhase.DONE:
-                self._observe("replacement_start_duration_seconds", took_s)
+                self._observe("move_duration_seconds", took_s)
 
     def saw_undone(self, count: int) -> None:
         """So many moves were undone."""

@@ -56,7 +56,11 @@ def test_everything_survives_a_new_process(tmp_path: Path) -> None:
     assert (move["replacement_id"], move["phase"]) == ("r-new", "done")
     assert second.events(9) == [{"time_s": 4.0, "kind": "mode", "text": "act"}]
     assert (second.noted("paused"), second.noted("other")) == ("by hand", None)
-    assert [r["record"] for r in second.export()] == ["decision", "move", "event"]
+    reader = Journal(path, read_only=True)
+    assert [r["record"] for r in reader.export()] == ["decision", "move", "event"]
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        reader.note("paused", "no")
+    reader.close()
     first.close()
     second.close()
 
