@@ -117,9 +117,7 @@ def _add_error_handlers(api: FastAPI) -> None:
 
 
 def _error(status: int, text: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    # What a client sent may hold half a surrogate pair, which no encoding takes.
-    plain = text.encode("utf-8", "replace").decode()
-    return JSONResponse({"error": plain or HTTPStatus(status).phrase}, status, headers)
+    return JSONResponse({"error": text or HTTPStatus(status).phrase}, status, headers)
 
 
 def _add_reading(api: FastAPI, controls: Controls, guarded: list[Any]) -> None:

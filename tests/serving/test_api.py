@@ -265,6 +265,7 @@ _JSON = st.recursive(
     max_leaves=8,
 )
 _FIELDS = st.sampled_from([*settings_as_json(LiveSettings()), "mode", "reason"])
+_NASTY = (b'{"mode": "\\ud800"}', b'{"brakes": {"freeze": ["\\ud800"]}}', b'{"\\ud800": 1}', b"{", b"NaN", b"[" * 5000)
 _BODIES = st.one_of(
     _JSON.map(lambda value: json.dumps(value).encode()),
     st.dictionaries(_FIELDS, _JSON, max_size=3).map(lambda value: json.dumps(value).encode()),
@@ -272,13 +273,22 @@ _BODIES = st.one_of(
         lambda value: json.dumps(value).encode()
     ),
     st.binary(max_size=20),
-    st.sampled_from([b'{"mode": "\\ud800"}', b'{"brakes": {"freeze": ["\\ud800"]}}', b'{"\\ud800": 1}', b"{", b"NaN"]),
+    st.sampled_from(_NASTY),
 )
 _SEGMENTS = st.one_of(
     st.integers().map(str),
     st.text(alphabet="abc019-._~%/\\ é\u0000", max_size=12),
     st.sampled_from(["%ED%A0%80", "%00", "1e400", "9" * 5000, ".."]),
 )
+
+
+@pytest.mark.parametrize("body", _NASTY)
+def test_nasty_body_is_the_sender_s_fault(fuzzed: Served, body: bytes) -> None:
+    """Half a surrogate pair, no JSON, JSON too deep: a 4xx with its error on every route that reads a body."""
+    for path in ("/mode", "/pause", "/settings"):
+        answer = fuzzed.client.post(path, content=body, headers={**BEARER, "Content-Type": "application/json"})
+        assert 400 <= answer.status_code < 500, (path, body, answer.text)
+        assert set(answer.json()) == {"error"}
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
