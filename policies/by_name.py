@@ -10,6 +10,7 @@ from rayfold.errors import InputError
 from rayfold.policies.best_fit import BestFit
 from rayfold.policies.bundle import load_bundle
 from rayfold.policies.dearest_first import DearestFirst
+from rayfold.policies.exact import Exact, ExactSettings
 from rayfold.policies.first_fit_decreasing import FirstFitDecreasing
 from rayfold.policies.learned import LearnedPolicy
 from rayfold.policies.least_moves import LeastMoves
@@ -33,6 +34,7 @@ HEURISTICS: dict[str, Heuristic] = {
     "none": Heuristic(lambda limits, _: NoMoves()),
     "best_fit": Heuristic(lambda limits, _: BestFit(limits)),
     "dearest_first": Heuristic(lambda limits, _: DearestFirst(limits)),
+    "exact": Heuristic(Exact, ExactSettings),
     "first_fit_decreasing": Heuristic(lambda limits, _: FirstFitDecreasing(limits)),
     "least_moves": Heuristic(lambda limits, _: LeastMoves(limits)),
     "patient": Heuristic(Patient, PatientSettings),

@@ -15,8 +15,8 @@ from rayfold.envs.devices import EPS
 from rayfold.envs.evacuation import move_price_usd, new_workspace, prepare
 from rayfold.envs.safety import (
     Limits,
-    count_nodes,
     Reason,
+    count_nodes,
     destination_reason,
     source_reason,
 )
@@ -147,7 +147,9 @@ def _slots(state: ClusterState, n: int) -> NDArray[np.int64]:
 def _new_slots(state: ClusterState) -> NDArray[np.int64]:
     """The same for an empty node of each type: ``(T, D)``."""
     spec = state.spec.arrays
-    return np.where(spec.fits_type, np.where(spec.max_per_node > 0, spec.max_per_node, _MANY)[:, None], 0).T
+    most = np.where(spec.max_per_node > 0, spec.max_per_node, _MANY)
+    slots: NDArray[np.int64] = np.where(spec.fits_type.T, most, 0)
+    return slots
 
 
 def _new_bins(state: ClusterState, limits: Limits, most: int) -> NDArray[np.int64]:

@@ -56,7 +56,9 @@ def order_evacuations(
 def leaving(state: ClusterState, node: int) -> list[int]:
     """Running replicas of a node that are not being moved, largest first."""
     st, demand = state.arrays, state.spec.arrays.demand
-    rows = np.flatnonzero((st.replica_node == node) & (st.replica_phase == ReplicaPhase.RUNNING) & (st.replica_peer < 0))
+    rows = np.flatnonzero(
+        (st.replica_node == node) & (st.replica_phase == ReplicaPhase.RUNNING) & (st.replica_peer < 0)
+    )
     return sorted(map(int, rows), key=lambda r: (tuple(-demand[st.replica_deployment[r]]), r))
 
 

@@ -132,7 +132,8 @@ def _most(p: CountProblem, b: int) -> NDArray[np.int64]:
         by_size = np.where(p.demand > EPS, (room + EPS) / p.demand, np.inf).min(1)
     held = p.count[b] if p.reuses_room else 0
     elsewhere = p.count.sum(0) - p.count[b]
-    return np.maximum(0, np.floor(np.minimum(np.minimum(p.slots[b] + held, by_size), elsewhere))).astype(np.int64)
+    most: NDArray[np.int64] = np.floor(np.minimum(np.minimum(p.slots[b] + held, by_size), elsewhere)).astype(np.int64)
+    return np.maximum(0, most)
 
 
 def _leaving(p: CountProblem, c: _Columns, amount: NDArray[np.float64]) -> list[Term]:
@@ -232,7 +233,7 @@ def _add_common_rows(mip: Mip, p: CountProblem, start: Counts, columns: list[_Co
 
 
 def _read(values: NDArray[np.float64], start: Counts, columns: list[_Columns], p: CountProblem) -> Counts:
-    counts = Counts(*(a.copy() for a in start))
+    counts = Counts(start.empties.copy(), start.takes.copy(), start.gives.copy())
     for c in columns:
         counts.empties[c.b] = c.empty >= 0 and values[c.empty] > 0.5
         counts.takes[c.b] = [int(values[t]) if t >= 0 else 0 for t in c.takes]

@@ -99,7 +99,8 @@ class _Repacking:
     def _park(self) -> bool:
         """Moves a replica that is in the way to where there is room for it; whether there was one."""
         waiting = {int(b) for b in np.flatnonzero(self._takes.any(1))}
-        for (a, d), rows in sorted(self._rows.items(), key=lambda item: (tuple(self._p.demand[item[0][1]]), item[0])):
+        by_size = sorted(self._rows.items(), key=lambda item: (tuple(-self._p.demand[item[0][1]]), item[0]))
+        for (a, d), rows in by_size:
             if a not in waiting or not rows or not self._may_give(a):
                 continue
             rooms = [b for b in range(len(self._p.node)) if b != a and self._p.slots[b, d] > 0 and self._fits(d, b)]

@@ -64,7 +64,7 @@ def upper_bound_usd(problem: CountProblem) -> float:
     p = problem
     can = np.flatnonzero(p.can_empty)
     worth = np.maximum(p.saving_usd[can] - p.count[can] @ p.move_usd, 0.0)
-    takes = p.slots.any(1)
+    takes = np.any(p.slots > 0, axis=1)
     best = float(worth.sum())
     for k in range(p.demand.shape[1]):
         used_up = p.count[can] @ p.demand[:, k] + np.where(takes[can], np.maximum(p.free[can, k], 0.0), 0.0)
@@ -86,13 +86,10 @@ def _fractional_knapsack(worth: NDArray[np.float64], size: NDArray[np.float64], 
 
 
 def _chunks(bins: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    num = -(-len(bins) // size)
-    return [np.sort(part) for part in np.array_split(bins, num)]
+    return [np.sort(bins[i : i + size]) for i in range(0, len(bins), size)]
 
 
-def _neighbourhood(
-    problem: CountProblem, counts: Counts, rng: np.random.Generator, num_bins: int
-) -> NDArray[np.int64]:
+def _neighbourhood(problem: CountProblem, counts: Counts, rng: np.random.Generator, num_bins: int) -> NDArray[np.int64]:
     """Half of it from bins that stay and are not full, the rest from all."""
     left = problem.free[:, 0] - (counts.takes - counts.gives) @ problem.demand[:, 0]
     has_room = np.flatnonzero(~counts.empties & (left > 1e-6))

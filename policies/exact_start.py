@@ -56,4 +56,4 @@ def _pays(
     b = bin_of.get(e.node_idx)
     if b is None or not problem.can_empty[b] or received[b] or len(e.moves) > left:
         return False
-    return problem.saving_usd[b] > e.price_usd and may_leave[problem.node_type[b]] > 0
+    return bool(problem.saving_usd[b] > e.price_usd and may_leave[problem.node_type[b]] > 0)

@@ -77,8 +77,7 @@ class Mip:
         """
         if not self._cost:
             return MipResult(np.zeros(0), 0.0, 0.0, True)
-        solver = highspy.Highs()
-        solver.silent()
+        solver = highspy._core._Highs()  # highspy.Highs adds callbacks, and prints a banner to do so
         options = {"output_flag": False, "threads": 1, "random_seed": _SEED, "mip_rel_gap": gap_frac}
         for name, value in {**options, "time_limit": time_limit_s}.items():
             solver.setOptionValue(name, value)
@@ -91,7 +90,7 @@ class Mip:
         is_optimal = status == highspy.HighsModelStatus.kOptimal
         if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
             return MipResult(None, np.inf, float(info.mip_dual_bound), False)
-        values = np.round(np.array(solver.getSolution().col_value, np.float64))
+        values = np.array(solver.getSolution().col_value, np.float64).round()
         return MipResult(values, float(info.objective_function_value), float(info.mip_dual_bound), is_optimal)
 
     def _lp(self) -> highspy.HighsLp:

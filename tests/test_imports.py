@@ -17,7 +17,7 @@ ROOMS = {
 ENTRY_POINTS = {"cli", "cli_simulate", "demo"}  # the only modules that may import ``training`` and ``serving``
 LIBRARIES = {
     "envs": {"gymnasium", "numba", "numpy", "pydantic", "yaml"},
-    "policies": {"numpy", "pydantic", "safetensors", "scipy", "torch"},
+    "policies": {"highspy", "numpy", "pydantic", "safetensors", "scipy", "torch"},
     "training": {"gymnasium", "matplotlib", "numba", "numpy", "pydantic", "ray", "rich", "torch"},
     "serving": {"fastapi", "httpx", "numpy", "psutil", "pydantic", "ray", "torch", "yaml"},
     "": {"rich", "typer"},  # the modules of the package itself
