@@ -18,7 +18,7 @@ ROOMS = {
 ENTRY_POINTS = {"cli", "cli_evaluate", "cli_explain", "cli_journal", "cli_simulate", "cli_tune", "demo"}
 LIBRARIES = {
     "envs": {"gymnasium", "numba", "numpy", "pydantic", "scipy", "yaml"},
-    "policies": {"numpy", "pydantic", "safetensors", "scipy", "torch"},
+    "policies": {"highspy", "numpy", "ortools", "pydantic", "safetensors", "scipy", "torch"},
     "training": {"gymnasium", "matplotlib", "numba", "numpy", "pydantic", "ray", "rich", "torch"},
     "serving": {"fastapi", "httpx", "numpy", "psutil", "pydantic", "ray", "starlette", "torch", "yaml"},
     "": {"numpy", "rich", "typer"},  # the modules of the package itself
