@@ -33,7 +33,7 @@ def evaluate(
     scenario: Annotated[str, typer.Option(help="Shipped names or YAML paths, comma-separated.")] = "llm_api",
     policies: Annotated[
         str,
-        typer.Option(help="Comma-separated heuristics as NAME, NAME(a=1) or NAME@spread; 'learned'; bundle folders."),
+        typer.Option(help="Comma-separated: NAME, NAME(a=1), NAME@spread; learned; bundle folders; free_repacking."),
     ] = "none,best_fit,ray_serve",
     bundle: Annotated[Path | None, typer.Option(help="Bundle of 'learned'; default: the shipped one.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Episodes.")] = 8,
@@ -59,6 +59,7 @@ def evaluate(
     from rayfold.cli_checks import check_bundle_flag, check_horizon, check_output
     from rayfold.envs.scenario import Split, load_scenario
     from rayfold.training.days import on_days
+    from rayfold.training.policy_choice import PolicyChoice
     from rayfold.training.unit_store import UnitStore
     from rayfold.training.units import Workers
 
@@ -68,7 +69,7 @@ def evaluate(
         raise InputError("--jobs", "no --jobs beside --address: the cluster's CPUs say how many", jobs)
     check_horizon(horizon_h)
     wanted = names(policies)
-    check_bundle_flag(wanted, bundle)
+    check_bundle_flag([PolicyChoice(name=name).rule for name in wanted], bundle)
     if not wanted:
         raise InputError("--policies", "at least one policy", "none")
     scenarios = names(scenario)
@@ -80,18 +81,18 @@ def evaluate(
         if horizon_h is not None:
             loaded = loaded.with_horizon(horizon_h * 3600.0)
         prepared.append(on_days(loaded, days or split))
-    choices = _choices(wanted, bundle, prepared[0][0])
+    choices = [_choices(wanted, bundle, loaded) for loaded, _ in prepared]
     check_output("--json", json)  # before a name is made of it: "." has no suffix to replace
     picture = png or (json.with_suffix(".png") if json is not None else None)
     check_output("--png", picture)
     check_output("--html", html / "index.html" if html is not None else None)
     console = Console()
-    for loaded, chosen_split in prepared:
+    for (loaded, chosen_split), chosen in zip(prepared, choices, strict=True):
         task = _Task(
             scenario=loaded,
             split=chosen_split,
             days=days or split,
-            choices=choices,
+            choices=chosen,
             seeds=range(first_seed, first_seed + seeds),
             sweep=sweep,
             audit=audit,

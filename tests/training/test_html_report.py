@@ -72,7 +72,9 @@ def dump(path: Path, profile: Path) -> tuple[str, list[str]]:
     command = [
         CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
         "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}",
-        "--enable-logging=stderr", "--v=0", "--window-size=1280,900", "--virtual-time-budget=2000", "--dump-dom", path.as_uri(),
+        "--enable-logging=stderr", "--v=0", "--window-size=1280,900", "--virtual-time-budget=2000",
+       
+        "--dump-dom", path.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]

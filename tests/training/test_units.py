@@ -134,6 +134,21 @@ def test_nothing_stale_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert scenario_digest(load_scenario("smoke")) == digests[0]
 
 
+def test_free_repacking_is_a_column_like_others() -> None:
+    """It moves nothing and pays for no move, meets the same episodes, and is what ``closed_frac`` 1 means."""
+    policies = tuple(PolicyChoice(name=name) for name in ("none", "best_fit", "free_repacking"))
+    evaluation = evaluated(None, policies=policies, scenario=load_scenario("smoke"))
+    figures = evaluation.summary()
+    free = figures["free_repacking"]
+    assert free["moves"].mean == free["disruption_usd"].mean == free["refused_moves"].mean == 0.0
+    assert free["closed_frac"].mean == 1.0
+    assert free["node_hours"].mean < figures["none"]["node_hours"].mean
+    closed = figures["best_fit"]["closed_frac"].mean
+    bills = {name: metrics["total_usd"].mean for name, metrics in figures.items()}
+    by_hand = (bills["none"] - bills["best_fit"]) / (bills["none"] - bills["free_repacking"])
+    assert 0.0 < closed == pytest.approx(by_hand)
+
+
 def test_code_digest_sees_every_room_that_decides() -> None:
     """Kernels, policies and the books are in it."""
     root = Path(str(rayfold.__file__)).parent

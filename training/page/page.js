@@ -239,7 +239,7 @@ function buildPanels() {
 function paint(panel) {
   const nodes = stateAt(panel, current), canvas = panel.canvas, width = canvas.parentElement.clientWidth, scale = devicePixelRatio || 1;
   const many = MOST_ROWS > 120, most = Math.max(1, ...D.node_types.map((t) => t.gpus)), columns = Math.min(4, most), lines = Math.ceil(most / columns);
-  const cell = many ? 4 : MOST_ROWS > 48 ? 8 : MOST_ROWS > 12 ? 14 : 22, gap = many ? 1 : 2, pad = many ? 2 : 5, bw = columns * (cell + gap) - gap + 2 * pad, bh = lines * (cell + gap) - gap + 2 * pad, space = many ? 3 : 8;
+  const cell = many ? 4 : MOST_ROWS > 48 ? 8 : MOST_ROWS > 12 ? 14 : 22, gap = many ? 1 : 2, pad = many ? 2 : 5, bw = columns * (cell + gap) - gap + 2 * pad, bh = lines * (cell + gap) - gap + 2 * pad, space = many ? 3 : 9, dearest = Math.max(1e-9, ...D.node_types.map((t) => t.usd_per_h));
   const perRow = Math.max(1, Math.floor((width + space) / (bw + space))), height = Math.ceil(MOST_ROWS / perRow) * (bh + space);
   canvas.width = width * scale; canvas.height = height * scale; canvas.style.height = height + "px";
   const c = canvas.getContext("2d"); c.scale(scale, scale); c.clearRect(0, 0, width, height); panel.hits = [];
@@ -254,6 +254,7 @@ function paint(panel) {
     c.lineWidth = flags & (F.draining | F.fenced | F.booting) ? 2 : 1;
     if (flags & F.booting) c.setLineDash([4, 3]);
     c.beginPath(); c.roundRect(x + 1, y + 1, bw - 2, bh - 2, many ? 1 : 4); c.stroke(); c.setLineDash([]);
+    if (!many) { c.fillStyle = ink.quiet; c.fillRect(x + 1, y + bh + 1.5, (bw - 2) * D.node_types[type].usd_per_h / dearest, 3); }
     cells.forEach((code, g) => {
       if (g >= columns * lines) return;
       const gx = x + pad + g % columns * (cell + gap), gy = y + pad + Math.floor(g / columns) * (cell + gap), stage = code >= 0 ? code % 4 : 0;
@@ -312,7 +313,7 @@ function clusterMap() {
 }
 function mapLegend() {
   const mark = (style, text) => el("span", {}, el("i", { style }), text);
-  $("map-legend").replaceChildren(mark("border-color:var(--warn)", "fenced: being emptied"), mark("border:2px dashed var(--accent)", "booting"), mark("border-color:var(--bad)", "to be interrupted"), mark("background:var(--free)", "free GPU"), mark("background:var(--quiet)", "other work"),
+  $("map-legend").replaceChildren(mark("border-color:var(--warn)", "fenced: being emptied"), mark("border:2px dashed var(--accent)", "booting"), mark("border-color:var(--bad)", "to be interrupted"), mark("background:var(--free)", "free GPU"), mark("background:var(--quiet)", "other work"), mark("background:var(--quiet);height:3px", "hourly price"),
     ...(D.deployment_names.length <= 30 ? D.deployment_names.map((name, d) => mark(`background:${hue(d)}`, name.replace(/^default\//, ""))) : []));
 }
 
