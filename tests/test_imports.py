@@ -14,11 +14,11 @@ ROOMS = {
     "training": {"envs", "policies"},
     "serving": {"envs", "policies"},
 }
-ENTRY_POINTS = {"cli", "cli_simulate", "demo"}  # the only modules that may import ``training`` and ``serving``
+ENTRY_POINTS = {"cli", "cli_simulate", "cli_tune", "demo"}  # only these modules may import ``training`` and ``serving``
 LIBRARIES = {
     "envs": {"gymnasium", "numba", "numpy", "pydantic", "scipy", "yaml"},
     "policies": {"numpy", "pydantic", "safetensors", "scipy", "torch"},
-    "training": {"gymnasium", "matplotlib", "numba", "numpy", "pydantic", "ray", "rich", "torch"},
+    "training": {"gymnasium", "matplotlib", "numba", "numpy", "pydantic", "ray", "rich", "torch", "yaml"},
     "serving": {"fastapi", "httpx", "numpy", "psutil", "pydantic", "ray", "torch", "yaml"},
     "": {"rich", "typer"},  # the modules of the package itself
 }

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from rayfold import cli_explain, cli_simulate, cli_trace
+from rayfold import cli_explain, cli_simulate, cli_trace, cli_tune
 from rayfold.cli_options import SyntheticOption, TracesOption, names, traces_dir
 from rayfold.errors import InputError, RayfoldError
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_trace.app, name="trace")
 app.add_typer(cli_simulate.app)  # without a name: its verbs are the root's
+app.add_typer(cli_tune.app)
 app.add_typer(cli_explain.app)
 
 _EXIT_INPUT, _EXIT_INTERRUPT = 2, 130
