@@ -11,6 +11,7 @@ from rayfold.policies.best_fit import BestFit
 from rayfold.policies.bundle import load_bundle
 from rayfold.policies.dearest_first import DearestFirst
 from rayfold.policies.descheduler import Descheduler, DeschedulerSettings
+from rayfold.policies.exact import Exact, ExactSettings
 from rayfold.policies.first_fit_decreasing import FirstFitDecreasing
 from rayfold.policies.fragmentation import Fragmentation, FragmentationSettings
 from rayfold.policies.karpenter import BalancedSettings, Karpenter, KarpenterBalanced, KarpenterSettings
@@ -36,6 +37,7 @@ HEURISTICS: dict[str, Heuristic] = {
     "none": Heuristic(lambda limits, _: NoMoves()),
     "best_fit": Heuristic(lambda limits, _: BestFit(limits)),
     "dearest_first": Heuristic(lambda limits, _: DearestFirst(limits)),
+    "exact": Heuristic(Exact, ExactSettings),
     "first_fit_decreasing": Heuristic(lambda limits, _: FirstFitDecreasing(limits)),
     "least_moves": Heuristic(lambda limits, _: LeastMoves(limits)),
     "patient": Heuristic(Patient, PatientSettings),

@@ -53,6 +53,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         on_disk = {f"rayfold/{part}/{p.relative_to(ROOT / part)}" for p in (ROOT / part).rglob("*.py")}
         assert on_disk <= set(names)
     assert {f"rayfold/envs/scenarios/{name}.yaml" for name in SCENARIOS} <= set(names)
+    tuned = {f"rayfold/policies/tuned/{path.name}" for path in (ROOT / "policies" / "tuned").glob("*.yaml")}
+    assert tuned <= set(names)
     assert {"rayfold/py.typed", "rayfold/policies/bundles/default/weights.safetensors"} <= set(names)
     assert {name.split("/")[1] for name in names if name.startswith("rayfold/") and name.count("/") > 1} == set(PARTS)
     assert {f"rayfold/training/page/page.{kind}" for kind in ("html", "css", "js")} <= set(names)

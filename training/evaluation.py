@@ -11,16 +11,16 @@ from typing import Any
 
 from rayfold.envs.scenario import Scenario, Split
 from rayfold.errors import InputError
+from rayfold.policies.free_repacking import FreeRepacking
 from rayfold.policies.protocol import Policy
 from rayfold.policies.rollout import Rearranger
 from rayfold.training.bootstrap import Estimate, mean_of, ratio, relative
 from rayfold.training.episode_result import METRICS, EpisodeResult, run_episode
-from rayfold.training.policy_choice import FREE_REPACKING
 from rayfold.training.tick_record import Part
 
 __all__ = ["FREE_REPACKING", "METRICS", "NONE", "EpisodeResult", "Evaluation", "evaluate", "run_episode"]
 
-NONE = "none"  # closed_frac is 0 there, and 1 at FREE_REPACKING
+NONE, FREE_REPACKING = "none", FreeRepacking.name  # the two ends of closed_frac
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

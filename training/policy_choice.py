@@ -7,35 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rayfold.envs.cluster import SchedulingStrategy
 from rayfold.envs.safety import Limits
-from rayfold.envs.simulator import Simulator
 from rayfold.errors import InputError
 from rayfold.policies.by_name import HEURISTICS, LEARNED, make_policy, shipped_bundle
 from rayfold.policies.free_repacking import FreeRepacking
 from rayfold.policies.protocol import Policy
 from rayfold.policies.rollout import Rearranger
 
-__all__ = ["FREE_REPACKING", "PolicyChoice"]
-
-
-FREE_REPACKING = "free_repacking"
-
-
-class _FreeRun:
-    """``FreeRepacking`` of whatever simulator it is given."""
-
-    def reset(self) -> None:
-        """The next simulator is another one."""
-        self._free: FreeRepacking | None = None
-
-    def rearrange(self, sim: Simulator) -> None:
-        """Repacks."""
-        if self._free is None:
-            self._free = FreeRepacking(sim)
-        self._free.plan(sim.view, np.random.default_rng(0))
+__all__ = ["PolicyChoice"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,20 +41,20 @@ class PolicyChoice:
         return SchedulingStrategy(suffix) if suffix in list(SchedulingStrategy) else None
 
     def make(self, limits: Limits, where: str = "--policies") -> Policy | Rearranger:
-        """The policy, or free repacking, which is none.
+        """The policy; ``free_repacking`` is none, but may stand where one does.
 
         Raises:
             InputError: See ``make_policy``.
         """
-        if self.rule == FREE_REPACKING:
-            return _FreeRun()
+        if self.rule == FreeRepacking.name:
+            return FreeRepacking()
         return make_policy(self.rule, limits, bundle=self.bundle, tuned=self.tuned, where=where)
 
     def digest(self) -> str:
         """Hex SHA-256 of what decides how it acts, but for the code."""
         base = self.rule.partition("(")[0]
         content: dict[str, Any] = {"name": self.name, "tuned": dict(self.tuned.get(base, {}))}
-        if base not in HEURISTICS and base != FREE_REPACKING:
+        if base not in (*HEURISTICS, FreeRepacking.name):
             folder = (self.bundle or shipped_bundle()) if self.rule == LEARNED else Path(self.rule)
             content["bundle"] = _folder_digest(folder)
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

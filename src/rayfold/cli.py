@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from rayfold import cli_evaluate, cli_explain, cli_simulate, cli_trace
+from rayfold import cli_evaluate, cli_explain, cli_journal, cli_simulate, cli_trace, cli_tune
 from rayfold.cli_options import SyntheticOption, TracesOption, names, traces_dir
 from rayfold.errors import RayfoldError
 
@@ -27,7 +27,9 @@ app = typer.Typer(
 app.add_typer(cli_trace.app, name="trace")
 app.add_typer(cli_evaluate.app)  # without a name: its verbs are the root's
 app.add_typer(cli_simulate.app)  # without a name: its verbs are the root's
+app.add_typer(cli_tune.app)
 app.add_typer(cli_explain.app)
+app.add_typer(cli_journal.app, name="journal")
 
 _EXIT_INPUT, _EXIT_INTERRUPT = 2, 130
 
@@ -105,7 +107,7 @@ def serve(
     policy: Annotated[str, typer.Option(help="A heuristic, 'learned', or the directory of a bundle.")] = "learned",
     settings: Annotated[Path | None, typer.Option(help="YAML: prices, start-up times, limits.")] = None,
     token_file: Annotated[Path | None, typer.Option(help="Bearer token of POST /mode, file mode 0600.")] = None,
-    journal: Annotated[Path | None, typer.Option(help="JSON lines on the head node.")] = None,
+    journal: Annotated[Path | None, typer.Option(help="SQLite file on the head node.")] = None,
     decisions: Annotated[int | None, typer.Option(min=1, help="End after so many.")] = None,
 ) -> None:
     """Attach the decider to a running Ray Serve cluster."""
@@ -125,6 +127,15 @@ def serve(
         progress=lambda text: console.print(text, highlight=False, soft_wrap=True),
         max_decisions=decisions,
     )
+
+
+@app.command()
+def detach(address: Annotated[str, typer.Option(help="HOST:PORT of the Ray cluster.")]) -> None:
+    """Remove the decider from a cluster and leave its Serve controller as it was found."""
+    from rayfold.serving.attach import detach_controller
+
+    found = detach_controller(address)
+    typer.echo(f"detached: {', '.join(found)}" if found else "nothing was attached")
 
 
 @app.command()

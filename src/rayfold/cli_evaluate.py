@@ -36,6 +36,9 @@ def evaluate(
         typer.Option(help="Comma-separated: NAME, NAME(a=1), NAME@spread; learned; bundle folders; free_repacking."),
     ] = "none,best_fit,ray_serve",
     bundle: Annotated[Path | None, typer.Option(help="Bundle of 'learned'; default: the shipped one.")] = None,
+    tuned: Annotated[
+        str, typer.Option(help="Settings of heuristics that are given without any: shipped, none, or a file of `tune`.")
+    ] = "shipped",
     seeds: Annotated[int, typer.Option(min=1, help="Episodes.")] = 8,
     first_seed: Annotated[int, typer.Option(min=0)] = 0,
     days: Annotated[str | None, typer.Option(help="train, validation, or days of the trace: 9, 7-9, 7,8,9.")] = None,
@@ -81,7 +84,7 @@ def evaluate(
         if horizon_h is not None:
             loaded = loaded.with_horizon(horizon_h * 3600.0)
         prepared.append(on_days(loaded, days or split))
-    choices = [_choices(wanted, bundle, loaded) for loaded, _ in prepared]
+    choices = [_choices(wanted, bundle, tuned, loaded) for loaded, _ in prepared]
     check_output("--json", json)  # before a name is made of it: "." has no suffix to replace
     picture = png or (json.with_suffix(".png") if json is not None else None)
     check_output("--png", picture)
@@ -118,11 +121,15 @@ class _Task:
     store: "UnitStore"
 
 
-def _choices(wanted: tuple[str, ...], bundle: Path | None, scenario: "Scenario") -> "tuple[PolicyChoice, ...]":
+def _choices(
+    wanted: tuple[str, ...], bundle: Path | None, tuned: str, scenario: "Scenario"
+) -> "tuple[PolicyChoice, ...]":
     """Every policy is made once, so that a mistake shows before any work."""
+    from rayfold.policies.tuned import tuned_settings
     from rayfold.training.policy_choice import PolicyChoice
 
-    choices = tuple(PolicyChoice(name=name, bundle=bundle) for name in dict.fromkeys(wanted))
+    found = tuned_settings(scenario.name, tuned)
+    choices = tuple(PolicyChoice(name=name, bundle=bundle, tuned=found) for name in dict.fromkeys(wanted))
     for choice in choices:
         choice.make(scenario.limits)
     return choices

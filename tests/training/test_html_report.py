@@ -98,6 +98,7 @@ def dump(path: Path, profile: Path) -> tuple[str, list[str]]:
         CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
         "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}",
         "--enable-logging=stderr", "--v=0", "--window-size=1280,900", "--virtual-time-budget=2000",
+       
         "--dump-dom", path.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
