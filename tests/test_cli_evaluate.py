@@ -57,6 +57,22 @@ def test_several_scenarios_have_files_of_their_own(tmp_path: Path) -> None:
     assert not (tmp_path / "f.json").exists()
 
 
+def test_tuned_settings_are_used_and_told(tmp_path: Path) -> None:
+    """A file's settings go to the heuristic named without any, and to no other; they make another unit."""
+    found = {
+        "settings": {"wait_s": 120.0}, "total_usd": 1.0, "default_total_usd": 2.0, "num_samples": 1, "num_seeds": 1,
+        "horizon_s": 900.0, "search_seed": 0, "command": "by hand", "git_commit": "", "date": "2026-01-01",
+    }  # fmt: skip
+    tuned = tmp_path / "tuned.yaml"
+    tuned.write_text(json.dumps({"scenario": "smoke", "traffic": "generated", "policies": {"patient": found}}))
+    arguments = ("evaluate", "--scenario", "smoke", "--horizon-h", "0.25", "--seeds", "1", "--policies", "patient,none",
+                 "--json", str(tmp_path / "f.json"))  # fmt: skip
+    for source, told, num_units in (("none", {}, 2), (str(tuned), {"patient": {"wait_s": 120.0}}, 3)):
+        run(*arguments, "--tuned", source)
+        assert json.loads((tmp_path / "f.json").read_text())["tuned"] == told
+        assert len(list((tmp_path / "f.json.units").iterdir())) == num_units
+
+
 @pytest.mark.parametrize(
     ("arguments", "where"),
     [
@@ -66,6 +82,7 @@ def test_several_scenarios_have_files_of_their_own(tmp_path: Path) -> None:
         (("--policies", "none@somewhere"), "--policies"),
         (("--html", os.devnull), "--html"),
         (("--scenario", ","), "--scenario"),
+        (("--tuned", "nowhere.yaml"), "nowhere.yaml"),
     ],
 )
 def test_what_is_refused(arguments: tuple[str, ...], where: str) -> None:

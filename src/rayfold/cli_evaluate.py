@@ -147,7 +147,8 @@ def _report(task: _Task, console: "Console", json: Path | None, html: Path | Non
 
     evaluation, points, audited = _run(task, console)
     console.print(table(evaluation))
-    content: dict[str, Any] = {**evaluation.to_json(), "published": published(evaluation)}
+    tuned = {choice.name: dict(choice.tuned[choice.rule]) for choice in task.choices if choice.rule in choice.tuned}
+    content: dict[str, Any] = {**evaluation.to_json(), "tuned": tuned, "published": published(evaluation)}
     if task.sweep:
         content["sweep"] = points
     if task.audit:
