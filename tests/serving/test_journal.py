@@ -43,7 +43,8 @@ def test_everything_survives_a_new_process(tmp_path: Path) -> None:
     made = first.add_decision(_decision(), STATE)
     first.intend(_move("m"))
     first.set_phase("m", RecordedPhase.STARTING, 2.0)
-    first.set_phase("m", RecordedPhase.DONE, 3.0, replacement_id="r-new")
+    first.set_phase("m", RecordedPhase.STARTING, 2.5, replacement_id="r-new")
+    first.set_phase("m", RecordedPhase.DONE, 3.0)
     first.add_event("mode", "act", 4.0)
     first.note("paused", "by hand")
     second = Journal(path)  # the first is still open: WAL lets both in
