@@ -17,7 +17,7 @@ ROOMS = {
 ENTRY_POINTS = {"cli", "cli_simulate", "cli_tune", "demo"}  # only these modules may import ``training`` and ``serving``
 LIBRARIES = {
     "envs": {"gymnasium", "numba", "numpy", "pydantic", "scipy", "yaml"},
-    "policies": {"numpy", "pydantic", "safetensors", "scipy", "torch"},
+    "policies": {"numpy", "ortools", "pydantic", "safetensors", "scipy", "torch"},
     "training": {"gymnasium", "matplotlib", "numba", "numpy", "pydantic", "ray", "rich", "torch", "yaml"},
     "serving": {"fastapi", "httpx", "numpy", "psutil", "pydantic", "ray", "torch", "yaml"},
     "": {"rich", "typer"},  # the modules of the package itself
