@@ -32,10 +32,11 @@ from rayfold.policies.vmr_optimum import VmrGoal, vmr_optimum
 
 FILE = "vmr_279pm_2089vm.json.gz"
 MOVABLE = "VMs that may move"
-LIMITS = Limits(max_concurrent_moves=1000, deployment_cooldown_s=0.0, fence_s=0.0)
+LIMITS = Limits(max_concurrent_moves=1000, deployment_cooldown_s=0.0)
+REUSE = LIMITS._replace(fence_s=0.0)  # for exact: it uses the room that moves leave only where nothing fences it
 # A machine is worth any number of moves here, and no time passes in which a rule could wait.
 SETTINGS = {
-    "exact": "exact(look_ahead_s=14400,min_saving_frac=0,max_moves={moves},time_limit_s=60)",
+    "exact": "exact(look_ahead_s=14400,min_saving_frac=0,max_moves={moves},time_limit_s=60,gap_frac=0.01)",
     "patient": "patient(wait_s=0,max_nodes=4)",
 }
 
@@ -66,7 +67,7 @@ def end_free(snapshot: VmrSnapshot, end: ClusterState) -> NDArray[np.int64]:
 
 def measure(snapshot: VmrSnapshot, state: ClusterState, name: str, max_moves: int) -> dict[str, Any]:
     """One policy within so many moves."""
-    policy = _Timed(make_policy(SETTINGS.get(name, name).format(moves=max_moves), LIMITS))
+    policy = _Timed(make_policy(SETTINGS.get(name, name).format(moves=max_moves), REUSE if name == "exact" else LIMITS))
     end = consolidate(policy, state, LIMITS, np.random.default_rng(0), max_moves=max_moves)
     st, before = end.arrays, state.arrays
     num_moves = int(((st.replica_node != before.replica_node) & (before.replica_node >= 0)).sum())
