@@ -178,7 +178,8 @@ def _may_leave(state: ClusterState) -> NDArray[np.int64]:
         is_held[st.replica_bundle_node[r][st.replica_bundle_node[r] >= 0]] = True
     leaving = (st.node_phase == NodePhase.ALIVE) & ~is_held & st.node_releasable & ~st.node_is_head
     counts = count_nodes(st, num_types) - np.bincount(st.node_type[leaving], minlength=num_types)
-    return np.maximum(counts - spec.type_min_nodes, 0)
+    most: NDArray[np.int64] = np.maximum(counts - spec.type_min_nodes, 0)
+    return most
 
 
 def _shares(state: ClusterState) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
