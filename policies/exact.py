@@ -36,7 +36,7 @@ class ExactSettings:
     min_saving_frac: float = between(0.1, 0.0, 0.9)  # of that price, by which an evacuation must pay to be begun
     max_moves: int = 64  # of a plan
     max_new_nodes: int = 2  # of each type, where limits allow any
-    time_limit_s: float = 5.0  # of a plan
+    time_limit_s: float = 1.0  # of a plan
     gap_frac: float = 1e-4  # ends the search: distance from the bound
     max_bins: int = 300  # nodes that are solved as a whole; beyond, neighbourhoods of a tenth of this many, at least 8
 
