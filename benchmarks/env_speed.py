@@ -123,7 +123,7 @@ def step_speed(num_envs: int = 64, num_steps: int = 300, repeats: int = 3) -> Ti
     return {"move_frac": moves, "steps_per_s": play(env.step), "steps_per_s_blind": play(env.step_blind)}
 
 
-def thread_scaling(num_envs: int = 256, num_steps: int = 30, rounds: int = 7) -> Times:
+def thread_scaling(num_envs: int = 64, num_steps: int = 60, rounds: int = 7) -> Times:
     """Wall time of one thread over that of two, NOOPs with observations: taken in turns, since others load the machine.
 
     The kernels release the GIL; what is left to one thread is the memory of the observations.
@@ -131,8 +131,10 @@ def thread_scaling(num_envs: int = 256, num_steps: int = 30, rounds: int = 7) ->
     actions = np.zeros((num_envs, 2), np.int64)
     envs = [CompactionVectorEnv([fleet(16, 12)], num_envs, num_threads=n) for n in (1, 2)]
 
-    def wall_s(env: CompactionVectorEnv) -> float:
+    for env in envs:
         env.reset(seed=0)
+
+    def wall_s(env: CompactionVectorEnv) -> float:
         begun = time.perf_counter()
         for _ in range(num_steps):
             env.step(actions)

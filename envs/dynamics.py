@@ -57,7 +57,6 @@ def fresh_tally(num_deployments: int) -> Tally:
 
 @inner
 def _count_replicas(spec: SpecArrays, st: StateArrays, hidden: Hidden, tally: Tally) -> None:
-    # Local names: numba counts references at every access to a field.
     phases, deployment, peer, due_at_s = st.replica_phase, st.replica_deployment, st.replica_peer, hidden.replica_due_s
     running, live = tally.running, tally.live
     running[:] = 0
@@ -206,7 +205,6 @@ def step(
         Clock after.
     """
     is_stale = True
-    # Local names: numba counts references at every access to a field.
     running, live, rows, sums = tally.running, tally.live, tally.rows, tally.sums
     mean, slow, target, changed_s = (
         st.deployment_ongoing,

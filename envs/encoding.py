@@ -157,7 +157,6 @@ def _encode_nodes(
     by_node: NDArray[np.int64],
     out: NDArray[np.float32],
 ) -> None:
-    # Local names: numba counts references at every access to a field.
     node_type, phase, free, others = st.node_type, st.node_phase, st.node_free, st.node_others
     fenced_until_s, releasable, is_head = st.node_fenced_until_s, st.node_releasable, st.node_is_head
     idle_since_s, capacity, price = st.node_idle_since_s, spec.type_capacity, spec.type_price_usd_per_h

@@ -186,7 +186,6 @@ def plan_evacuations(
     spec: SpecArrays, st: StateArrays, may_take: NDArray[np.float32], work: Workspace, count: NDArray[np.int64]
 ) -> None:
     """``plan_evacuation`` of every node that holds something; ``count`` ``(N,)`` is written, 0 for the others."""
-    # The fields are looked up once: numba counts references at every access, and copies a tuple at every call.
     demand, bundle, num_bundles = spec.demand, spec.bundle, spec.num_bundles
     max_per_node, sums_gpus, deployment = spec.max_per_node, spec.sums_gpus, st.replica_deployment
     num_held, node_free, gpu_free, held = st.node_num_held, st.node_free, st.gpu_free, st.node_held

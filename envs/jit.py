@@ -1,7 +1,6 @@
 """How the kernels of this room are compiled: cached on disk, and without entry points that nobody uses.
 
-A cluster is about 120 arrays in nested tuples, and taking those apart at an entry point is most of what a kernel
-costs to compile: an entry for Python, and one for C, for every kernel by default.
+Every entry point costs compile time: by default there is one for Python, and one for C, for every kernel.
 """
 
 from collections.abc import Callable

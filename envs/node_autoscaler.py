@@ -41,7 +41,6 @@ def _fill(
         whose labels are asked for, by the first selector rather than by a fallback; a GPU node is kept for those that
         ask for GPUs; then count the kinds of resources asked for, then lowest and mean of ``capacity * use ** 3``.
     """
-    # Local names: numba counts references at every access to a field.
     deployment, is_whole, asked = items.deployment, items.is_whole, items.asked
     fits_type, bundle_fits_type, num_labels = spec.fits_type, spec.bundle_fits_type, spec.num_labels
     num_selectors, label_rank = spec.num_selectors, spec.label_rank

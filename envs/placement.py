@@ -168,7 +168,6 @@ def pack_node(spec: SpecArrays, st: StateArrays, now_s: float, d: int, active: N
     Returns:
         Node row, -1 if the replica fits nowhere.
     """
-    # Local names: numba counts references at every access to a field.
     node_type, phase, fenced_until_s, rank = st.node_type, st.node_phase, st.node_fenced_until_s, spec.label_rank
     node_free, gpu_free, node_held, fits_type = st.node_free, st.gpu_free, st.node_held, spec.fits_type
     demand, bundle, num_bundles, sums_gpus = spec.demand, spec.bundle, spec.num_bundles, spec.sums_gpus

@@ -243,7 +243,7 @@ def decide_targets(
 ) -> bool:
     """Serve's replica autoscaler: writes ``target``, ``changed_s`` and the wishes of every deployment, ``(D,)`` each.
 
-    The arguments are the fields of these names: this runs at every step, and looking a field up is what costs.
+    The arguments are the fields of these names.
 
     Returns:
         Whether a target has changed, or replicas are still to be added or stopped.

@@ -379,7 +379,6 @@ def _mark_destinations(
     takers: NDArray[np.int64],
 ) -> None:
     """``destination_reason`` of every cell at once: what a node has is looked up once for all deployments."""
-    # Local names: numba counts references at every access to a field, which is most of the time here.
     demand, fits_type, sums_gpus, max_per_node = spec.demand, spec.fits_type, spec.sums_gpus, spec.max_per_node
     node_type, node_free, gpu_free, node_held = st.node_type, st.node_free, st.gpu_free, st.node_held
     num_resources = demand.shape[1]
