@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from rayfold.envs.moves import Plan
 from rayfold.envs.node_autoscaler import remove_node
 from rayfold.envs.placement import hold, let_go
 from rayfold.envs.safety import Limits, check_move
@@ -36,8 +37,8 @@ def consolidate(
     policy.reset()
     left = max_moves if max_moves is not None else len(st.replica_phase) ** 2
     for _ in range(int((st.replica_phase == _RUNNING).sum())):
-        plan = policy.plan(now, rng)
-        if not plan.moves or left <= 0:
+        plan = policy.plan(now, rng) if left > 0 else Plan()
+        if not plan.moves:
             break
         moves = plan.moves[:left]
         left -= len(moves)

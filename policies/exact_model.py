@@ -42,6 +42,7 @@ class CountProblem:
     node_type: NDArray[np.int64]  # (B,)
     can_empty: NDArray[np.bool_]  # (B,) all that it holds may leave
     count: NDArray[np.int64]  # (B, D) replicas that may leave
+    on_device: NDArray[np.int64]  # (B, G, D) those of them that hold one share of a device and no other GPU
     slots: NDArray[np.int64]  # (B, D) replicas it may take by labels and max_replicas_per_node, whatever their size
     free: NDArray[np.float64]  # (B, K)
     devices: NDArray[np.float64]  # (B, G) free share of each
@@ -96,6 +97,7 @@ def count_problem(
     for r in np.flatnonzero(st.replica_pinned_node >= 0):
         free[st.replica_pinned_node[r]] -= spec.demand[st.replica_deployment[r]]
     is_device = np.arange(st.gpu_free.shape[1])[None] < spec.type_num_gpus[:, None]
+    on_device = _on_device(state, count, (num_shares.sum(1) == 1) & (whole_gpus < 0.5))
     no_source = np.zeros((len(new), num_deployments), np.int64)
     return CountProblem(
         num_rows=num_nodes,
@@ -103,6 +105,7 @@ def count_problem(
         node_type=np.concatenate([st.node_type[used], new]),
         can_empty=np.concatenate([can_empty[used], np.zeros(len(new), np.bool_)]),
         count=np.concatenate([count[used], no_source]),
+        on_device=np.concatenate([on_device[used], np.zeros((len(new), *on_device.shape[1:]), np.int64)]),
         slots=np.concatenate([slots[used], _new_slots(state)[new]]),
         free=np.concatenate([free[used], spec.type_capacity[new]]),
         devices=np.concatenate([st.gpu_free[used], is_device[new].astype(np.float64)]),
@@ -141,7 +144,8 @@ def _slots(state: ClusterState, n: int) -> NDArray[np.int64]:
     """Replicas per deployment that a node may take, ``(D,)``, whatever their size."""
     st, spec = state.arrays, state.spec.arrays
     left = np.where(spec.max_per_node > 0, spec.max_per_node - st.node_held[n], _MANY)
-    return np.where(spec.fits_type[:, st.node_type[n]], np.maximum(left, 0), 0)
+    slots: NDArray[np.int64] = np.where(spec.fits_type[:, st.node_type[n]], np.maximum(left, 0), 0)
+    return slots
 
 
 def _new_slots(state: ClusterState) -> NDArray[np.int64]:
@@ -173,9 +177,9 @@ def _may_leave(state: ClusterState) -> NDArray[np.int64]:
     for r in np.flatnonzero(st.replica_spans):
         is_held[st.replica_bundle_node[r][st.replica_bundle_node[r] >= 0]] = True
     leaving = (st.node_phase == NodePhase.ALIVE) & ~is_held & st.node_releasable & ~st.node_is_head
-    counts: NDArray[np.int64] = count_nodes(st, num_types) - np.bincount(st.node_type[leaving], minlength=num_types)
-    spare: NDArray[np.int64] = np.maximum(counts - spec.type_min_nodes, 0)
-    return spare
+    counts = count_nodes(st, num_types) - np.bincount(st.node_type[leaving], minlength=num_types)
+    most: NDArray[np.int64] = np.maximum(counts - spec.type_min_nodes, 0)
+    return most
 
 
 def _shares(state: ClusterState) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -192,3 +196,16 @@ def _shares(state: ClusterState) -> tuple[NDArray[np.float64], NDArray[np.int64]
     share = sorted({g for row in parts for g in row}, reverse=True)
     num = np.array([[row.count(g) for g in share] for row in parts], np.int64)
     return np.array(share), num.reshape(len(parts), len(share))
+
+
+def _on_device(state: ClusterState, count: NDArray[np.int64], has_one: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Replicas of ``count`` by the device that they hold a share of, where ``has_one`` ``(D,)``: ``(N, G, D)``."""
+    st, (num_nodes, num_devices) = state.arrays, state.arrays.gpu_free.shape
+    found = np.zeros((num_nodes, num_devices, len(has_one)), np.int64)
+    rows = np.flatnonzero((st.replica_phase == ReplicaPhase.RUNNING) & (st.replica_peer < 0) & ~st.replica_spans)
+    rows = rows[has_one[st.replica_deployment[rows]]]
+    rows = rows[count[st.replica_node[rows], st.replica_deployment[rows]] > 0]
+    masks = st.replica_gpus[rows].max(1)
+    device = np.log2(np.maximum(masks, 1)).astype(np.int64)
+    np.add.at(found, (st.replica_node[rows], device, st.replica_deployment[rows]), 1)
+    return found

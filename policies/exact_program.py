@@ -26,6 +26,7 @@ class Counts(NamedTuple):
     empties: NDArray[np.bool_]  # (B,)
     takes: NDArray[np.int64]  # (B, D)
     gives: NDArray[np.int64]  # (B, D)
+    on_device: NDArray[np.int64]  # (B, G, D) those of them that give back a share, by device; only of bins that stay
 
 
 class Solved(NamedTuple):
@@ -52,12 +53,13 @@ class _Columns:
     opened: int
     takes: list[int]
     gives: list[int]
+    on_device: dict[tuple[int, int], int]  # by device and deployment
 
 
 def no_moves(problem: CountProblem) -> Counts:
     """Nothing moves."""
     zeros = np.zeros_like(problem.count)
-    return Counts(np.zeros(len(zeros), np.bool_), zeros, zeros.copy())
+    return Counts(np.zeros(len(zeros), np.bool_), zeros, zeros.copy(), np.zeros_like(problem.on_device))
 
 
 def value_usd(problem: CountProblem, counts: Counts) -> float:
@@ -105,7 +107,8 @@ def solve_counts(
 def _only(counts: Counts, bins: NDArray[np.int64]) -> Counts:
     kept = np.zeros(len(counts.empties), np.bool_)
     kept[bins] = True
-    return Counts(counts.empties & kept, counts.takes * kept[:, None], counts.gives * kept[:, None])
+    takes, gives = (a * kept[:, None] for a in (counts.takes, counts.gives))
+    return Counts(counts.empties & kept, takes, gives, counts.on_device * kept[:, None, None])
 
 
 def _add_columns(mip: Mip, p: CountProblem, start: Counts, b: int) -> _Columns:
@@ -122,7 +125,12 @@ def _add_columns(mip: Mip, p: CountProblem, start: Counts, b: int) -> _Columns:
         mip.column(float(n), start=float(start.gives[b, d])) if p.reuses_room and n > 0 else -1
         for d, n in enumerate(p.count[b])
     ]
-    return _Columns(b=b, most=most, empty=empty, opened=opened, takes=takes, gives=gives)
+    on_device = {
+        (int(g), int(d)): mip.column(float(p.on_device[b, g, d]))
+        for g, d in np.argwhere(p.on_device[b])
+        if p.reuses_room
+    }
+    return _Columns(b=b, most=most, empty=empty, opened=opened, takes=takes, gives=gives, on_device=on_device)
 
 
 def _most(p: CountProblem, b: int) -> NDArray[np.int64]:
@@ -154,6 +162,9 @@ def _add_rows_of_bin(mip: Mip, p: CountProblem, c: _Columns) -> None:
         _add_room(mip, p, c, p.demand[:, k], float(p.free[c.b, k]), [])
     whole_free = float((p.devices[c.b] >= 1.0 - EPS).sum())
     _add_room(mip, p, c, p.whole_gpus, whole_free, shares)
+    for d in {d for _, d in c.on_device}:
+        parts = [(column, 1.0) for (_, kind), column in c.on_device.items() if kind == d]
+        mip.row([*parts, (c.gives[d], -1.0)], low=0.0, high=0.0)
     for d, t in enumerate(c.takes):
         unit = np.zeros(len(c.takes))
         unit[d] = 1.0
@@ -185,12 +196,15 @@ def _add_shares(mip: Mip, p: CountProblem, c: _Columns) -> list[Term]:
         return []
     opened: list[Term] = []
     by_size: list[list[Term]] = [[] for _ in p.share]
-    for free in sorted(float(f) for f in p.devices[c.b] if f > EPS):
+    for g in np.argsort(p.devices[c.b], kind="stable"):
+        free = float(p.devices[c.b, g])
         is_whole = free >= 1.0 - EPS
-        fits = [(q, int((free + EPS) / s)) for q, s in enumerate(p.share) if s <= free + EPS]
+        leaving = [(d, c.on_device[g, d]) for d in range(len(c.takes)) if (g, d) in c.on_device]
+        room = free + sum(float(p.demand[d, 0] * p.on_device[c.b, g, d]) for d, _ in leaving)
+        fits = [(q, int((room + EPS) / s)) for q, s in enumerate(p.share) if s <= room + EPS]
         if not fits:
             continue
-        terms = []
+        terms = [(column, -float(p.demand[d, 0])) for d, column in leaving]
         for q, most in fits:
             column = mip.column(float(most))
             by_size[q].append((column, 1.0))
@@ -233,12 +247,14 @@ def _add_common_rows(mip: Mip, p: CountProblem, start: Counts, columns: list[_Co
 
 
 def _read(values: NDArray[np.float64], start: Counts, columns: list[_Columns], p: CountProblem) -> Counts:
-    counts = Counts(start.empties.copy(), start.takes.copy(), start.gives.copy())
+    counts = Counts(start.empties.copy(), start.takes.copy(), start.gives.copy(), start.on_device.copy())
     for c in columns:
         counts.empties[c.b] = c.empty >= 0 and values[c.empty] > 0.5
         counts.takes[c.b] = [int(values[t]) if t >= 0 else 0 for t in c.takes]
         if p.reuses_room:
             counts.gives[c.b] = [int(values[g]) if g >= 0 else 0 for g in c.gives]
+            for (g, d), column in c.on_device.items():
+                counts.on_device[c.b, g, d] = int(values[column])
         else:
             counts.gives[c.b] = p.count[c.b] * counts.empties[c.b]
     return counts

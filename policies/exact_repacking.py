@@ -5,6 +5,7 @@ parked on a node that has room for it and goes on from there: that costs a move 
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.moves import Move
@@ -40,11 +41,13 @@ class _Repacking:
         self._spec: SpecArrays = state.spec.arrays
         self._st: StateArrays = state.arrays.copy()
         self._now_s, self._p, self._empties = state.now_s, problem, counts.empties
-        stays = np.minimum(counts.takes, counts.gives)  # taking what one gives needs no move
+        # Taking what one gives needs no move, unless it is about which device is given back.
+        stays = np.minimum(counts.takes, counts.gives) * (problem.on_device.sum(1) == 0)
         self._takes = counts.takes - stays
         self._rows: dict[tuple[int, int], list[int]] = {}
         for b, d in np.argwhere(counts.gives - stays > 0):
             of_kind = [r for r in leaving(state, int(problem.node[b])) if state.arrays.replica_deployment[r] == d]
+            of_kind = _by_device(state, of_kind, counts.on_device[b, :, d]) or of_kind
             self._rows[int(b), int(d)] = of_kind[: int(counts.gives[b, d] - stays[b, d])]
         self._moves: list[Move] = []
 
@@ -111,3 +114,9 @@ class _Repacking:
                 self._rows.setdefault((b, d), []).append(r)
                 return True
         return False
+
+
+def _by_device(state: ClusterState, rows: list[int], wanted: NDArray[np.int64]) -> list[int]:
+    """So many of these replicas from each device, ``wanted`` ``(G,)``."""
+    masks = state.arrays.replica_gpus.max(1)
+    return [r for g, num in enumerate(wanted) for r in [r for r in rows if masks[r] == 1 << g][: int(num)]]

@@ -20,7 +20,7 @@ class VmrGoal(enum.StrEnum):
     """What to look for."""
 
     FRAGMENTS = "fragments"  # the paper's: least fragment rate
-    MACHINES = "machines"  # most machines without a VM
+    MACHINES = "machines"  # most machines without a VM, in addition to those that have none before
 
 
 class VmrOptimum(NamedTuple):
@@ -71,7 +71,9 @@ def vmr_optimum(
     values = np.zeros(0) if result.values is None else result.values
     takes, gives = (np.array([_read(values, pair[i]) for pair in columns]) for i in (0, 1))
     free = snapshot.free - _cores(snapshot, takes - gives)
-    return VmrOptimum(free, takes, gives, -result.objective, -result.bound, result.is_optimal)
+    before = int((counts.sum((1, 2)) == 0).sum()) if goal is VmrGoal.MACHINES else 0
+    value, bound = -result.objective - before, -result.bound - before
+    return VmrOptimum(free, takes, gives, value, bound, result.is_optimal)
 
 
 def vm_counts(snapshot: VmrSnapshot) -> NDArray[np.int64]:
@@ -123,9 +125,9 @@ def _machine(
 
 
 def _emptied(mip: Mip, goal: VmrGoal, counts: NDArray[np.int64], movable: NDArray[np.int64]) -> int:
-    """The column of a machine that can be freed; -1 if it cannot, or is free already."""
-    can_be = goal is VmrGoal.MACHINES and bool(counts.sum()) and bool((movable == counts).all())
-    return mip.column(1.0, -1.0, start=0.0) if can_be else -1
+    """The column of a machine that ends without a VM; -1 if it cannot, or if that does not count."""
+    can_be = goal is VmrGoal.MACHINES and bool((movable == counts).all())
+    return mip.column(1.0, -1.0, start=float(not counts.any())) if can_be else -1
 
 
 def _on_socket(snapshot: VmrSnapshot, columns: NDArray[np.int64], s: int) -> list[Term]:

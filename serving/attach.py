@@ -23,10 +23,19 @@ from rayfold.serving.executor import call_controller, serve_controller
 from rayfold.serving.live_settings import LiveSettings
 from rayfold.serving.snapshot import OWN_APP
 
-__all__ = ["connect", "decision_line", "deploy_decider", "detach_controller", "read_token", "serve_decider"]
+__all__ = [
+    "NUM_CANDIDATES",
+    "connect",
+    "decision_line",
+    "deploy_decider",
+    "detach_controller",
+    "read_token",
+    "serve_decider",
+]
 
 log = logging.getLogger(__name__)
 
+NUM_CANDIDATES = 8  # that a learned policy lists, for the journal
 _CONNECT_TIMEOUT_S = 12.0
 _READY_TIMEOUT_S = 120.0
 
@@ -185,7 +194,8 @@ def serve_decider(
     if mode not in set(Mode):
         raise InputError("--mode", ", ".join(Mode), mode)
     settings = settings or LiveSettings()
-    chosen, token = make_policy(policy, settings.limits), read_token(token_file)
+    chosen = make_policy(policy, settings.limits, num_candidates=NUM_CANDIDATES)
+    token = read_token(token_file)
     stop = stop or threading.Event()
     connected_before = ray.is_initialized()
     connect(address)

@@ -37,7 +37,7 @@ from rayfold.serving.live_moves import LiveExecutor, MoveRecord, RecordedPhase
 from rayfold.serving.live_settings import LiveSettings
 from rayfold.serving.metrics import Metrics
 from rayfold.serving.plan_maker import PlanMaker
-from rayfold.serving.undone import NodeWatch, present_nodes, watch_nodes
+from rayfold.serving.undone import UndoneMoves
 
 __all__ = ["Decider"]
 
@@ -45,8 +45,9 @@ log = logging.getLogger(__name__)
 
 _DAY_S = 86400.0
 _MAX_CANDIDATES = 50  # recorded per decision
-# The journal's notes: the nodes seen last, why the decider is paused, when it was resumed, whether it is attached.
-_NODES, _PAUSED, _RESUMED_S, _ATTACHED = "nodes", "paused", "resumed_s", "attached"
+_WATCH_S = 5.0  # moves are looked at so often between ticks
+# The journal's notes: why the decider is paused, when it was resumed, whether it is attached.
+_PAUSED, _RESUMED_S, _ATTACHED = "paused", "resumed_s", "attached"
 
 
 class Decider:
@@ -94,7 +95,7 @@ class Decider:
         self._snapshot, self._history, self._executor = snapshot, history, executor
         self._clock, self._may_act, self._stand_down = clock, may_act, stand_down
         self._is_recovered = False
-        self._seen = NodeWatch.from_json(journal.noted(_NODES))
+        self._undone = UndoneMoves(journal)
         self._stop, self._wake = threading.Event(), threading.Event()
 
     def recover(self) -> None:
@@ -268,21 +269,6 @@ class Decider:
             self.metrics.saw_phase(phase, now_s - record.started_s)
         log.info("move %s of %s: %s %s", record.move_id, record.deployment, phase, detail)
 
-    def _note_nodes(self, state: ClusterState) -> None:
-        """Marks the moves whose nodes were released and launched again."""
-        st = state.arrays
-        names = [state.spec.node_types[t].name if t >= 0 else "" for t in st.node_type.tolist()]
-        emptied = {r.from_node for r in self.journal.moves_since(state.now_s - _DAY_S)}
-        before = self._seen
-        self._seen, undone = watch_nodes(before, present_nodes(state.node_ids, names), emptied, state.now_s)
-        for node in undone:
-            count = self.journal.mark_undone(node, state.now_s)
-            self.metrics.saw_undone(count)
-            if count:
-                self.journal.add_event("undone", f"node {node} was released and launched again", state.now_s)
-        if self._seen != before:
-            self.journal.note(_NODES, self._seen.to_json())
-
     def tick(self) -> Decision | None:
         """One decision; None in mode ``off``.
 
@@ -298,7 +284,7 @@ class Decider:
         if mode == Mode.OFF:
             return None
         state = self._snapshot()
-        self._note_nodes(state)
+        self.metrics.saw_undone(self._undone.look(state))
         self._break_churn()
         decision = self._decision(state, mode)
         if mode == Mode.ACT:
@@ -339,18 +325,28 @@ class Decider:
         )
 
     def run(self) -> None:
-        """Ticks until ``stop``. The one broad except: an error costs this tick and is told by ``last_error``."""
+        """Ticks until ``stop``, and follows the moves between ticks."""
         while not self._stop.is_set():
-            try:
-                self.tick()
+            if self._try(self.tick):
                 self.last_error = ""
-            except Exception as err:
-                log.exception("the tick failed; the cluster stays as it is")
-                self.last_error = f"{type(err).__name__}: {err}"
-                self.metrics.saw_error()
-                self._record_error()
-            self._wake.wait(self.settings.decision_interval_s)
+            next_s = time.monotonic() + self.settings.decision_interval_s
+            while not self._wake.wait(max(0.0, min(_WATCH_S, next_s - time.monotonic()))):
+                if time.monotonic() >= next_s:
+                    break
+                self._try(self.watch)
             self._wake.clear()
+
+    def _try(self, step: Callable[[], object]) -> bool:
+        """The one broad except: an error costs this step and is told by ``last_error``. Whether there was none."""
+        try:
+            step()
+        except Exception as err:
+            log.exception("the tick failed; the cluster stays as it is")
+            self.last_error = f"{type(err).__name__}: {err}"
+            self.metrics.saw_error()
+            self._record_error()
+            return False
+        return True
 
     def _record_error(self) -> None:
         try:

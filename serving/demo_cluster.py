@@ -18,7 +18,7 @@ from rayfold.envs.cluster import Interval, NodeType
 from rayfold.envs.safety import Limits
 from rayfold.errors import ClusterError
 from rayfold.policies.by_name import make_policy
-from rayfold.serving.attach import deploy_decider, read_token
+from rayfold.serving.attach import NUM_CANDIDATES, deploy_decider, read_token
 from rayfold.serving.decision import Mode
 from rayfold.serving.demo_apps import deploy_echo, scale_echo
 from rayfold.serving.history import History
@@ -173,7 +173,8 @@ def run_live_demo(
         ClusterError: The cluster did not start or did not settle.
     """
     spec = spec or demo_spec()
-    policy = make_policy("best_fit" if bundle is None else str(bundle), spec.settings.limits)
+    name = "best_fit" if bundle is None else str(bundle)
+    policy = make_policy(name, spec.settings.limits, num_candidates=NUM_CANDIDATES)
     workers = NodeType(
         name=spec.node_type.name,
         resources=spec.node_type.resources,

@@ -185,15 +185,16 @@ class Journal:
     ) -> None:
         """A move has entered a phase. A final phase is never left, whatever is told later."""
         update = (
-            "UPDATE moves SET phase = ?, phase_s = ?, detail = ?, "
+            "UPDATE moves SET phase = ?, phase_s = IIF(?, ?, phase_s), detail = ?, "
             f"replacement_id = COALESCE(NULLIF(?, ''), replacement_id) WHERE move_id = ? AND {_OPEN}"
         )
         with self._lock:
-            if self._row(f"SELECT 1 FROM moves WHERE move_id = ? AND {_OPEN}", move_id):
-                self._write(
-                    (update, (str(phase), time_s, detail, replacement_id, move_id)),
-                    (_ADD_PHASE, (move_id, time_s, str(phase), detail)),
-                )
+            row = self._row(f"SELECT phase FROM moves WHERE move_id = ? AND {_OPEN}", move_id)
+            if row is None:
+                return
+            entered = row[0] != str(phase)  # else only the replacement is news
+            entry = [(_ADD_PHASE, (move_id, time_s, str(phase), detail))] if entered else []
+            self._write((update, (str(phase), entered, time_s, detail, replacement_id, move_id)), *entry)
 
     def mark_undone(self, from_node: str, time_s: float) -> int:
         """The release of a node was undone: so were the moves that emptied it. How many were marked."""

@@ -8,9 +8,14 @@ import json
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-__all__ = ["UNDONE_WITHIN_S", "NodeWatch", "present_nodes", "watch_nodes"]
+from rayfold.envs.state import ClusterState
+from rayfold.serving.journal import Journal
+
+__all__ = ["UNDONE_WITHIN_S", "NodeWatch", "UndoneMoves", "watch_nodes"]
 
 UNDONE_WITHIN_S = 1800.0
+_DAY_S = 86400.0  # a node may stay empty for so long before it is released
+_NODES = "nodes"  # the journal's note of the nodes seen last
 
 
 class NodeWatch(NamedTuple):
@@ -30,11 +35,6 @@ class NodeWatch(NamedTuple):
             return None
         values = json.loads(text)
         return NodeWatch(values["nodes"], {node: (t, s) for node, (t, s) in values["released"].items()})
-
-
-def present_nodes(node_ids: Collection[str], node_types: Collection[str]) -> dict[str, str]:
-    """Types of the nodes that have joined; those still booting have no id of their own."""
-    return {n: t for n, t in zip(node_ids, node_types, strict=True) if not n.startswith("booting-")}
 
 
 def watch_nodes(
@@ -63,3 +63,35 @@ def watch_nodes(
             undone.append(back)
             del released[back]
     return NodeWatch(dict(nodes), released), tuple(undone)
+
+
+class UndoneMoves:
+    """Marks the moves whose nodes were released and launched again. Its memory is in the journal.
+
+    Args:
+        journal: Of the moves.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal, self._seen = journal, NodeWatch.from_json(journal.noted(_NODES))
+
+    def look(self, state: ClusterState) -> int:
+        """Takes in one snapshot. How many moves are undone now."""
+        types, st = state.spec.node_types, state.arrays
+        nodes = {
+            node: types[t].name
+            for node, t in zip(state.node_ids, st.node_type.tolist(), strict=True)
+            if t >= 0 and not node.startswith("booting-")  # those have no id of their own yet
+        }
+        emptied = {record.from_node for record in self._journal.moves_since(state.now_s - _DAY_S)}
+        before = self._seen
+        self._seen, undone = watch_nodes(before, nodes, emptied, state.now_s)
+        count = 0
+        for node in undone:
+            marked = self._journal.mark_undone(node, state.now_s)
+            if marked:
+                self._journal.add_event("undone", f"node {node} was released and launched again", state.now_s)
+            count += marked
+        if self._seen != before:
+            self._journal.note(_NODES, self._seen.to_json())
+        return count

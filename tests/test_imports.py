@@ -18,8 +18,8 @@ ROOMS = {
 ENTRY_POINTS = {"cli", "cli_evaluate", "cli_explain", "cli_journal", "cli_simulate", "cli_tune", "demo"}
 LIBRARIES = {
     "envs": {"gymnasium", "numba", "numpy", "pydantic", "scipy", "yaml"},
-    "policies": {"highspy", "numpy", "ortools", "pydantic", "safetensors", "scipy", "torch", "yaml"},
-    "training": {"gymnasium", "matplotlib", "numba", "numpy", "pydantic", "ray", "rich", "torch", "yaml"},
+    "policies": {"highspy", "numpy", "ortools", "pydantic", "safetensors", "scipy", "torch"},
+    "training": {"gymnasium", "matplotlib", "numba", "numpy", "pydantic", "ray", "rich", "scipy", "torch", "yaml"},
     "serving": {"fastapi", "httpx", "numpy", "psutil", "pydantic", "ray", "starlette", "torch", "yaml"},
     "": {"numpy", "rich", "typer"},  # the modules of the package itself
 }

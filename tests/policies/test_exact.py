@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from rayfold.envs.importers.vmr import vmr_state
 from rayfold.envs.known_optimum import AWKWARD, MIXED, known_optimum
 from rayfold.envs.moves import Move
 from rayfold.envs.safety import Limits, Reason, check_move
@@ -13,9 +14,12 @@ from rayfold.policies.exact import Exact, ExactSettings, make_problem, solve_pro
 from rayfold.policies.exact_order import order_evacuations
 from rayfold.policies.exact_program import no_moves, value_usd
 from rayfold.policies.exact_repacking import order_repacking
+from rayfold.policies.vmr_optimum import VmrGoal, vmr_optimum
 from tests.envs.clusters import add_node, add_replica, empty_state, random_state, small_spec
+from tests.envs.conservation import check_conserved
 from tests.envs.rich import rich_spec
 from tests.policies.test_exact_program import FIXED, LIMITS, ONE, TWO, cluster
+from tests.policies.test_vmr_optimum import random_snapshot
 
 EAGER = ExactSettings(min_saving_frac=0.0)
 
@@ -191,6 +195,42 @@ def test_large_clusters_by_neighbourhoods() -> None:
     again = solve_problem(state, limits, problem, settings, rng())
     assert 40 - solved.counts.empties.sum() <= optimum + 1
     assert solved.value_usd == again.value_usd == pytest.approx(value_usd(problem, solved.counts))
+
+
+def test_devices_that_others_leave_agree_with_the_program_of_sockets() -> None:
+    """On 20 random snapshots of VMs: as many machines are freed as another program proves, which may change sockets."""
+    limits = Limits(max_concurrent_moves=99, deployment_cooldown_s=0.0, fence_s=0.0)
+    settings = ExactSettings(min_saving_frac=0.0, look_ahead_s=14400.0)
+    equal, freed = 0, 0
+    for seed in range(20):
+        snapshot = random_snapshot(np.random.default_rng(seed))
+        state = vmr_state(snapshot)
+        optimum = round(vmr_optimum(snapshot, VmrGoal.MACHINES, 64).value)
+        num_used = int((state.arrays.node_num_held > 0).sum())
+        end = consolidate(Exact(limits, settings), state, limits, rng())
+        check_conserved(end)
+        num_freed = num_used - int((end.arrays.node_num_held > 0).sum())
+        assert num_freed <= optimum
+        equal += num_freed == optimum
+        freed += num_freed
+    assert equal >= 18
+    assert freed >= 7
+
+
+def test_room_that_others_leave_never_lowers_the_value() -> None:
+    """On 20 random states; and with it, too, each move fits when those before it are over."""
+    fenced, free = LIMITS, LIMITS._replace(fence_s=0.0, max_concurrent_moves=99)
+    for seed in range(20):
+        state = random_state(np.random.default_rng(seed), rich_spec(packs=bool(seed % 2)))
+        st = state.arrays
+        st.node_fenced_until_s[:] = -np.inf
+        st.replica_phase[st.replica_phase > ReplicaPhase.EMPTY] = ReplicaPhase.RUNNING
+        st.deployment_moved_s[:] = -np.inf
+        before, after = (make_problem(state, limits, EAGER) for limits in (fenced, free))
+        value = solve_problem(state, fenced, before, EAGER, rng()).value_usd
+        more = solve_problem(state, free, after, EAGER, rng()).value_usd
+        assert more >= value - 1e-3
+        check_conserved(consolidate(Exact(free, EAGER), state, free, rng()))
 
 
 def test_booting_nodes_are_waited_for() -> None:

@@ -2,12 +2,15 @@
 
 import dataclasses
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from rayfold.envs.moves import Candidate, Move, MovePhase, Plan
 from rayfold.envs.state import ClusterState
+from rayfold.serving import decider as decider_module
 from rayfold.serving.decider import Decider
 from rayfold.serving.decision import Decision, Mode
 from rayfold.serving.journal import Journal
@@ -293,6 +296,27 @@ def test_loop_survives_an_error_and_recovers() -> None:
     thread.join(10.0)
     assert not thread.is_alive()
     assert "RuntimeError: planted" in journal.events(1000)[0]["text"]
+
+
+def test_moves_are_followed_between_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an hour between ticks, a move that ends is told long before the next one."""
+    monkeypatch.setattr(decider_module, "_WATCH_S", 0.01)
+    executor = FakeCluster()
+    plans = iter([plan_of(Move(0, 1))])
+    hourly = dataclasses.replace(SETTINGS, decision_interval_s=3600.0)
+    decider = make_decider(lambda: next(plans), executor, settings=hourly)
+    thread = threading.Thread(target=decider.run, daemon=True)
+    thread.start()
+    deadline_s = time.monotonic() + 10.0
+    while not executor.ids and time.monotonic() < deadline_s:
+        threading.Event().wait(0.01)
+    executor.set_phase(executor.ids[0], MovePhase.DONE)
+    while decider.journal.open_moves() and time.monotonic() < deadline_s:
+        threading.Event().wait(0.01)
+    assert [m["phase"] for m in decider.journal.moves(9)] == ["done"]
+    decider.stop()
+    thread.join(10.0)
+    assert not thread.is_alive()
 
 
 def test_stopped_decider_starts_nothing() -> None:

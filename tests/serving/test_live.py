@@ -453,12 +453,15 @@ def test_live_snapshot_encodes_as_the_equal_hand_built_state(live: Live) -> None
     np.testing.assert_allclose(encode_state(state, Limits()), encode_state(built, Limits()), atol=1e-5)
 
 
-def test_recommend_shows_a_plan_and_touches_nothing(live: Live) -> None:
+def test_recommend_shows_a_plan_and_touches_nothing(live: Live, tmp_path: Path) -> None:
     """Mode recommend tells its moves, starts none, asks for the token, and is gone afterwards."""
     before = snapshot().replica_ids
     lines: list[str] = []
     answers: dict[str, httpx.Response] = {}
-    stop = threading.Event()
+    stop, token_file = threading.Event(), tmp_path / "token"
+    token_file.write_text("s3cret")
+    token_file.chmod(0o600)
+    bearer = {"Authorization": "Bearer s3cret"}
 
     def tell(line: str) -> None:
         lines.append(line)
@@ -466,13 +469,21 @@ def test_recommend_shows_a_plan_and_touches_nothing(live: Live) -> None:
             return
         base = f"{live.url}/rayfold"
         with httpx.Client(timeout=10.0, trust_env=False) as client:
-            for name in ("healthz", "state", "plan", "decisions", "moves"):
+            for name in ("healthz", "state", "plan", "decisions", "moves", "metrics", "openapi.json"):
                 answers[name] = client.get(f"{base}/{name}")
             answers["no token"] = client.post(f"{base}/mode", json={"mode": "act"})
             answers["wrong"] = client.post(f"{base}/mode", json={"mode": "act"}, headers={"Authorization": "Bearer no"})
+            answers["right"] = client.post(f"{base}/settings", json={"brakes": {"moves_per_h": 7}}, headers=bearer)
+            answers["absent"] = client.get(f"{base}/decisions/999999")
 
     seen = serve_decider(
-        address=live.address, mode="recommend", settings=SETTINGS, progress=tell, stop=stop, max_decisions=2
+        address=live.address,
+        mode="recommend",
+        settings=SETTINGS,
+        token_file=token_file,
+        progress=tell,
+        stop=stop,
+        max_decisions=2,
     )
     assert seen == 2
     assert answers["healthz"].json()["status"] == "ok"
@@ -480,6 +491,10 @@ def test_recommend_shows_a_plan_and_touches_nothing(live: Live) -> None:
     assert answers["plan"].json()["policy"] == "best_fit"
     assert len(answers["decisions"].json()) >= 1
     assert answers["moves"].json() == []
+    assert answers["right"].json()["brakes"] == {**answers["right"].json()["brakes"], "moves_per_h": 7}
+    assert (answers["absent"].status_code, answers["absent"].json()) == (404, {"error": "no decision 999999"})
+    assert 'rayfold_mode{mode="recommend"} 1.0' in answers["metrics"].text
+    assert "/moves/{move_id}/cancel" in answers["openapi.json"].json()["paths"]
     assert (answers["no token"].status_code, answers["wrong"].status_code) == (401, 401)
     assert any(line.startswith("recommend best_fit: 3 nodes, 12.00 USD/h") for line in lines), lines
     assert sorted(snapshot().replica_ids) == sorted(before)
