@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from scipy.stats import qmc
-
 from rayfold.envs.scenario import Scenario, Split
 from rayfold.policies.by_name import HEURISTICS
 from rayfold.policies.settings import Between, OneOf, search_space
@@ -14,6 +12,8 @@ from rayfold.training.unit_store import UnitStore
 from rayfold.training.units import HERE, Unit, Workers, evaluate_units
 
 __all__ = ["POINT_METRICS", "sweep_choices", "sweep_points", "sweep_settings", "with_settings"]
+
+_PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)  # a base per setting; what there is beyond keeps its default
 
 POINT_METRICS = (
     "total_usd",
@@ -36,17 +36,26 @@ def sweep_settings(settings_type: type[Any], num_settings: int) -> list[dict[str
     space = search_space(settings_type)
     if not space:
         return []
-    points = qmc.Halton(len(space), scramble=False).random(num_settings + 1)[1:]  # the first is the corner
     defaults = settings_type()
     found: list[dict[str, Any]] = []
-    for point in points:
+    for i in range(1, num_settings + 1):
         settings = {
-            name: _at(allowed, float(share), is_whole=type(getattr(defaults, name)) is int)
-            for (name, allowed), share in zip(space.items(), point, strict=True)
+            name: _at(allowed, _halton(i, base), is_whole=type(getattr(defaults, name)) is int)
+            for (name, allowed), base in zip(space.items(), _PRIMES, strict=False)
         }
         if settings not in found:
             found.append(settings)
     return found
+
+
+def _halton(i: int, base: int) -> float:
+    """The digits of ``i`` in a base, mirrored at the point: 1, 2, 3 in base 2 are 1/2, 1/4, 3/4."""
+    share, weight = 0.0, 1.0
+    while i > 0:
+        weight /= base
+        i, digit = divmod(i, base)
+        share += weight * digit
+    return share
 
 
 def _at(allowed: Between | OneOf, share: float, *, is_whole: bool) -> Any:

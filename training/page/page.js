@@ -5,6 +5,7 @@ const NAMES = Object.keys(D.policies);
 const PALETTE = ["#2f6fde", "#e4572e", "#17a398", "#8e44ad", "#e0a100", "#d6336c", "#5f8a10", "#0b84a5", "#a0522d", "#6c5ce7", "#c98bb9", "#4a6572"];
 const COLOUR = {};
 NAMES.forEach((name) => { COLOUR[name] = name === "none" ? "#8a939e" : PALETTE[Object.keys(COLOUR).filter((n) => n !== "none").length % PALETTE.length]; });
+const BOUND_RUN = "free_repacking";  // no policy can do that: a ring, and not on the front
 const PARTS = { idle: ["idle nodes", "#e0a100"], fragmentation: ["fragmentation", "#2f6fde"], moves: ["moves: cold starts, fixed price", "#8e44ad"], unserved: ["unserved demand", "#e4572e"] };
 
 /* ---- small helpers; text only ever enters the page as text ---- */
@@ -135,12 +136,12 @@ function scatter(id, xMetric, xLabel) {
     const f = frame(host, 320, [Math.max(0, xl - padX), xh + padX], [yl - pad, yh + pad], xLabel, "node bill, USD");
     const sorted = points.map((p, i) => i).sort((a, b) => xs[a] - xs[b] || ys[a] - ys[b]), front = [];
     let best = Infinity;
-    for (const i of sorted) if (ys[i] < best) { best = ys[i]; front.push(i); }
+    for (const i of sorted) if (points[i].rule !== BOUND_RUN && ys[i] < best) { best = ys[i]; front.push(i); }
     if (front.length > 1) f.root.append(svg("path", { d: front.map((i, k) => k ? `H${f.sx(xs[i])}V${f.sy(ys[i])}` : `M${f.sx(xs[i])},${f.sy(ys[i])}`).join(""), fill: "none", stroke: "var(--quiet)", "stroke-dasharray": "4 4" }));
     const placed = [];
     points.forEach((p, i) => {
       const cx = f.sx(xs[i]), cy = f.sy(ys[i]), plain = p.settings === null;
-      const dot = svg("circle", { cx, cy, r: plain ? 7 : 4.5, fill: COLOUR[p.rule] || "#888", opacity: plain ? 1 : .55, stroke: plain ? "var(--card)" : "none", "stroke-width": 2 });
+      const dot = svg("circle", { cx, cy, r: plain ? 7 : 4.5, fill: p.rule === BOUND_RUN ? "var(--card)" : COLOUR[p.rule] || "#888", opacity: plain ? 1 : .55, stroke: p.rule === BOUND_RUN ? COLOUR[p.rule] : plain ? "var(--card)" : "none", "stroke-width": 2 });
       dot.onmousemove = (event) => tip(event, `${p.name}\nnode bill ${fmt(p.cost_usd.mean, 1)} USD, total ${fmt(p.total_usd.mean, 1)} USD\nmoves ${fmt(p.moves.mean, 1)}, undone ${fmt(p.undone_moves.mean, 1)}\nunserved ${fmt(p.unserved_request_s.mean, 0)} request-s`);
       dot.onmouseleave = (event) => tip(event, "");
       f.root.append(dot);
