@@ -10,7 +10,7 @@ endif
 export OMP_NUM_THREADS ?= 1
 DEMO_JSON ?= out/demo.json
 
-.PHONY: venv test lint demo clean clean-cache
+.PHONY: venv test lint demo benchmark clean clean-cache
 
 venv: $(STAMP)
 
@@ -31,6 +31,10 @@ test: lint
 
 demo: venv
 	$(BIN)/rayfold demo --json $(DEMO_JSON)
+
+# The README's table on validation days; QUICK=1 takes minutes and says little.
+benchmark: venv
+	$(BIN)/python benchmarks/arena.py $(if $(QUICK),--quick)
 
 # Numba's cache does not see that a kernel in another file has changed.
 clean-cache:

@@ -1,6 +1,6 @@
 """Many clusters stepped in one call: the kernels behind ``CompactionVectorEnv``.
 
-Dims: B clusters, each of its own size; L length of a table row.
+Dims: B clusters, each of its own size; W rows of traffic before its first step, T rows after, D deployments.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from rayfold.envs.ledger import Entry
 from rayfold.envs.process import ROW, act
 from rayfold.envs.safety import Limits
 from rayfold.envs.state import StateArrays
-from rayfold.envs.views import view
+from rayfold.envs.views import at, by_reference
 
 __all__ = ["World", "encode_batch", "step_batch"]
 
@@ -27,6 +27,7 @@ _COST_USD, _DISRUPTION_USD = int(Entry.COST_USD), int(Entry.DISRUPTION_USD)
 _UNSERVED_USD, _BOUND_USD = int(Entry.UNSERVED_USD), int(Entry.BOUND_USD)
 
 
+@by_reference(is_written=False)
 class World(NamedTuple):
     """Everything that the process of one cluster reads and writes."""
 
@@ -51,8 +52,8 @@ class World(NamedTuple):
 def step_batch(
     prototype: World,
     parts_prototype: Parts,
-    table: NDArray[np.int64],
-    parts_table: NDArray[np.int64],
+    worlds: NDArray[np.int64],
+    parts: NDArray[np.int64],
     first: int,
     end: int,
     actions: NDArray[np.int64],
@@ -68,8 +69,8 @@ def step_batch(
     Args:
         prototype: Any of the worlds.
         parts_prototype: Any of the observations.
-        table: ``(B, L)`` rows of the worlds.
-        parts_table: ``(B, L')`` rows of the observations, which are zero and are written.
+        worlds: ``(B,)`` addresses of the rows of all worlds.
+        parts: ``(B,)`` addresses of the rows of the observations, which are zero and are written.
         first: First cluster.
         end: After the last one.
         actions: ``(B, 2)``.
@@ -83,7 +84,7 @@ def step_batch(
     for b in range(first, end):
         if is_skipped[b]:
             continue
-        w: World = view(prototype, table[b])  # type: ignore[call-arg]  # numba gives the first one
+        w: World = at(prototype, worlds[b])  # type: ignore[call-arg]  # numba gives the first one
         cost_usd, disruption_usd = w.ledger[_COST_USD], w.ledger[_DISRUPTION_USD]
         unserved_usd, bound_usd = w.ledger[_UNSERVED_USD], w.ledger[_BOUND_USD]
         moves = act(
@@ -112,21 +113,21 @@ def step_batch(
         truncated[b] = w.ongoing.shape[0] - int(w.clock[ROW]) < w.steps_per_tick
         if is_encoded:
             dt_intervals = 0.0 if moves > 0 else 1.0
-            parts: Parts = view(parts_prototype, parts_table[b])
-            encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, dt_intervals, w.work, parts)
+            out: Parts = at(parts_prototype, parts[b])
+            encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, dt_intervals, w.work, out)
 
 
 @threaded
 def encode_batch(
     prototype: World,
     parts_prototype: Parts,
-    table: NDArray[np.int64],
-    parts_table: NDArray[np.int64],
+    worlds: NDArray[np.int64],
+    parts: NDArray[np.int64],
     is_skipped: NDArray[np.bool_],
 ) -> None:
     """Writes the first observation of an episode in each of the clusters that are not skipped."""
-    for b in range(table.shape[0]):
+    for b in range(worlds.shape[0]):
         if not is_skipped[b]:
-            w: World = view(prototype, table[b])  # type: ignore[call-arg]  # numba gives the first one
-            parts: Parts = view(parts_prototype, parts_table[b])
-            encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, 0.0, w.work, parts)
+            w: World = at(prototype, worlds[b])  # type: ignore[call-arg]  # numba gives the first one
+            out: Parts = at(parts_prototype, parts[b])
+            encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, 0.0, w.work, out)

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rayfold.envs.views import by_reference
+
 __all__ = [
     "AutoscalingConfig",
     "ClusterSettings",
@@ -194,6 +196,7 @@ class ClusterSettings:
     prices: Prices = Prices()
 
 
+@by_reference(is_written=False)
 class SpecArrays(NamedTuple):
     """``ClusterSpec`` as arrays, in the form the numba kernels read.
 

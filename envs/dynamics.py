@@ -20,6 +20,7 @@ from rayfold.envs.node_life import book_launch, finish_nodes, is_out_of_stock, s
 from rayfold.envs.replica_life import decide_targets, finish_replicas, place_pending, reach_targets, start_move
 from rayfold.envs.safety import count_nodes
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
+from rayfold.envs.views import by_reference
 
 __all__ = ["Tally", "fresh_tally", "launch_move", "step"]
 
@@ -37,6 +38,7 @@ _UNSERVED_OF_DEPLOYMENT = int(DeploymentEntry.UNSERVED_REQUEST_S)
 _USD_PER_H, _GPUS, _NODES, _BOUND, _REPLICA_DUE_S, _NODE_DUE_S = range(6)
 
 
+@by_reference(is_written=True)
 class Tally(NamedTuple):
     """Counts over a state, valid until it changes."""
 

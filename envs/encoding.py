@@ -17,6 +17,7 @@ from rayfold.envs.jit import inner, kernel
 from rayfold.envs.layout import DEPLOYMENT_FEATURES, GLOBAL_FEATURES, NODE_FEATURES, NODE_TYPE_FEATURES, ObsLayout
 from rayfold.envs.safety import Limits, count_nodes, move_masks, moves_in_flight
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
+from rayfold.envs.views import by_reference
 
 __all__ = ["EncoderConstants", "Parts", "encode", "encode_state", "encoder_constants", "parts_of"]
 
@@ -75,6 +76,7 @@ _T_SPOT = NODE_TYPE_FEATURES.index("spot")
 _T_ROOM_FRAC = NODE_TYPE_FEATURES.index("room_frac")
 
 
+@by_reference(is_written=False)
 class EncoderConstants(NamedTuple):
     """Scalars of a cluster that observations tell."""
 
@@ -85,6 +87,7 @@ class EncoderConstants(NamedTuple):
     disruption_scale: float
 
 
+@by_reference(is_written=True)
 class Parts(NamedTuple):
     """An observation as views into its flat vector; see ``ObsLayout.shapes``."""
 

@@ -24,6 +24,7 @@ from rayfold.envs.safety import (
     source_node_reason,
 )
 from rayfold.envs.state import ReplicaPhase, StateArrays
+from rayfold.envs.views import by_reference
 
 __all__ = [
     "BLOCKED",
@@ -41,6 +42,7 @@ BLOCKED = -1
 _RUNNING, _STOPPING = int(ReplicaPhase.RUNNING), int(ReplicaPhase.STOPPING)
 
 
+@by_reference(is_written=True)
 class Workspace(NamedTuple):
     """Memory for planning evacuations of one state: made once, filled by ``prepare``."""
 
@@ -55,7 +57,6 @@ class Workspace(NamedTuple):
     gpu_free: NDArray[np.float64]  # (N, G)
 
 
-@kernel
 def new_workspace(st: StateArrays) -> Workspace:
     """Memory for states of this size."""
     num_nodes, num_replicas = st.node_type.shape[0], st.replica_phase.shape[0]
@@ -323,7 +324,6 @@ def _has_room(
     return True
 
 
-@kernel
 def evacuation(
     spec: SpecArrays,
     st: StateArrays,

@@ -118,4 +118,5 @@ def sample_futures(
             num_steps=round(horizon_s / settings.substep_s),
             step_s=settings.substep_s,
             rng=traffic_rng,
+            start_s=now_s,
         )

@@ -13,6 +13,7 @@ from rayfold.envs.draws import new_stream
 from rayfold.envs.jit import inner
 from rayfold.envs.ledger import DeploymentEntry
 from rayfold.envs.traffic import SLOW_MEAN_S
+from rayfold.envs.views import by_reference
 
 __all__ = ["LOG_CANCELLED", "LOG_DONE", "LOG_FAILED", "Constants", "Hidden", "constants_of", "end_move", "fresh_hidden"]
 
@@ -21,6 +22,7 @@ LOG_DONE, LOG_FAILED, LOG_CANCELLED = 0, 1, 2
 NEXT_SERIAL, CURSOR, NUM_ENDED, TOP = 0, 1, 2, 3  # in Hidden.counters
 
 
+@by_reference(is_written=True)
 class Hidden(NamedTuple):
     """What the simulator knows and no decision may depend on."""
 
@@ -47,6 +49,7 @@ class Hidden(NamedTuple):
     stream: NDArray[np.uint64]  # (1,) random numbers
 
 
+@by_reference(is_written=False)
 class Constants(NamedTuple):
     """Scalars of a simulation."""
 

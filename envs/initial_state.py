@@ -32,11 +32,12 @@ def initial_state(spec: ClusterSpec, traffic: Traffic, rng: np.random.Generator)
         rng: Draws the order in which replicas were placed, and which nodes have non-Serve work.
 
     Returns:
-        A state at ``now_s = 0`` with every replica running that fits.
+        A state at the traffic's ``start_s`` with every replica running that fits.
     """
     arrays, st = spec.arrays, StateArrays.empty(spec, spec.max_nodes, num_replica_rows(spec))
     hidden = fresh_hidden(spec, spec.max_nodes, len(st.replica_phase), rng)
     const, ledger = constants_of(spec, 0.0), Ledger.zeros()
+    now_s = traffic.start_s
     st.deployment_ongoing[:] = traffic.lookback_sum() / traffic.window
     st.deployment_ongoing_slow[:] = traffic.slow_mean(spec.settings.substep_s)
     wanted = np.ceil(st.deployment_ongoing / arrays.target_ongoing).astype(np.int64)
@@ -44,9 +45,9 @@ def initial_state(spec: ClusterSpec, traffic: Traffic, rng: np.random.Generator)
     st.deployment_target[:] = np.clip(wanted, arrays.min_replicas, arrays.max_replicas)
 
     def launch(t: int) -> bool:
-        n = add_node(arrays, st, t, _ALIVE, 0.0)
+        n = add_node(arrays, st, t, _ALIVE, now_s)
         if n >= 0:
-            begin_other_work(arrays, st, hidden, 0.0, n)
+            begin_other_work(arrays, st, hidden, now_s, n)
         return n >= 0
 
     for t, node_type in enumerate(spec.node_types):
@@ -57,13 +58,13 @@ def initial_state(spec: ClusterSpec, traffic: Traffic, rng: np.random.Generator)
             st.node_is_head[head], st.node_releasable[head] = True, False
     pending = np.repeat(np.arange(spec.num_deployments), st.deployment_target)
     for d in rng.permutation(pending):
-        add_pending(st, hidden, 0.0, int(d))
-    place_pending(arrays, st, hidden, const, 0.0, ledger)
+        add_pending(st, hidden, now_s, int(d))
+    place_pending(arrays, st, hidden, const, now_s, ledger)
     while (launches := choose_launches(arrays, st)).any():
         launched = [launch(t) for t, count in enumerate(launches) for _ in range(count)]
         before = int((st.replica_phase == ReplicaPhase.PENDING).sum())
-        place_pending(arrays, st, hidden, const, 0.0, ledger)
+        place_pending(arrays, st, hidden, const, now_s, ledger)
         if not any(launched) or before == int((st.replica_phase == ReplicaPhase.PENDING).sum()):
             break  # other work took the room, or a group does not fit as launched for
     st.replica_phase[st.replica_phase == ReplicaPhase.STARTING] = ReplicaPhase.RUNNING
-    return ClusterState(spec=spec, now_s=0.0, arrays=st)
+    return ClusterState(spec=spec, now_s=now_s, arrays=st)

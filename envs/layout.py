@@ -14,6 +14,8 @@ import json
 import math
 from typing import Any, NamedTuple
 
+from rayfold.envs.views import by_reference
+
 __all__ = [
     "DEPLOYMENT_FEATURES",
     "GLOBAL_FEATURES",
@@ -88,6 +90,7 @@ NODE_TYPE_FEATURES = (
 )
 
 
+@by_reference(is_written=False)
 class ObsLayout(NamedTuple):
     """Padded size of an observation."""
 

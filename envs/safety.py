@@ -16,6 +16,7 @@ from rayfold.envs.devices import EPS, NO_DEVICES, can_take_gpus, take_gpus
 from rayfold.envs.jit import inner, kernel
 from rayfold.envs.moves import Move
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
+from rayfold.envs.views import by_reference
 
 __all__ = [
     "Limits",
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 
+@by_reference(is_written=False)
 class Limits(NamedTuple):
     """What the filter allows. Every default is a safe one."""
 

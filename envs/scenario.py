@@ -61,8 +61,9 @@ class Scenario:
         """
         stream = np.random.default_rng((int(rng.integers(2**63)), list(Split).index(split)))
         settings = self.spec.settings
+        drawn = self.source.rates(stream, split, self.horizon_s)
         return sample_traffic(
-            self.source.rates(stream, split, self.horizon_s),
+            drawn.rates_rps,
             bin_s=self.source.bin_s,
             service_s=self.requests.service_s,
             burstiness_cv=self.requests.burstiness_cv,
@@ -71,6 +72,7 @@ class Scenario:
             num_steps=round(self.horizon_s / settings.substep_s),
             step_s=settings.substep_s,
             rng=stream,
+            start_s=drawn.start_s,
         )
 
 

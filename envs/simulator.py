@@ -4,8 +4,6 @@ A thin shell over ``dynamics.step``; it also is the simulated ``Executor``. Dete
 is drawn beforehand and does not depend on what the policy does.
 """
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -55,7 +53,7 @@ class Simulator:
         skips_quiet_steps: bool = True,
     ) -> None:
         self.spec, self.traffic = state.spec, traffic
-        self.limits = _with_types(limits)
+        self.limits = limits
         st, spec = state.arrays, state.spec
         self._arrays = st.with_rows(
             spec, max(0, spec.max_nodes - len(st.node_type)), max(0, num_replica_rows(spec) - len(st.replica_phase))
@@ -218,12 +216,6 @@ class Simulator:
             row = int(self._arrays.replica_peer[self._sources[move_id]])
             drop_move(self.spec.arrays, self._arrays, self._hidden, self.now_s, row, LOG_CANCELLED, self._ledger)
             self._read_ended()
-
-
-def _with_types(limits: Limits) -> Limits:
-    """The same limits with the types of the defaults: a kernel is compiled for each combination of types."""
-    values: list[Any] = [type(default)(value) for default, value in zip(Limits(), limits, strict=True)]
-    return Limits(*values)
 
 
 def _draw_hidden(state: ClusterState, st: StateArrays, traffic: Traffic, rng: np.random.Generator) -> Hidden:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from rayfold.envs.cluster import ClusterSpec
+from rayfold.envs.views import by_reference
 from rayfold.errors import InputError
 
 __all__ = ["ClusterState", "NodePhase", "ReplicaPhase", "StateArrays"]
@@ -48,6 +49,7 @@ class ReplicaPhase(enum.IntEnum):
     STOPPING = 4
 
 
+@by_reference(is_written=True)
 class StateArrays(NamedTuple):
     """The arrays of a state, in the form the numba kernels read and write."""
 

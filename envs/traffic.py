@@ -33,6 +33,7 @@ class Traffic:
     num_before: int  # W rows before the first step
     window: NDArray[np.int64]  # (D,) rows of each deployment's look-back period, at most W
     tokens_per_ongoing_s: NDArray[np.float64]  # (D,) output tokens per ongoing request and second
+    start_s: float = 0.0  # when the first step begins, in seconds after a midnight
 
     @staticmethod
     def of_steps(
@@ -100,6 +101,7 @@ def sample_traffic(
     num_steps: int,
     step_s: float,
     rng: np.random.Generator,
+    start_s: float = 0.0,
 ) -> Traffic:
     """Draws one episode. Warm-started: the queue is stationary at the first bin's rate when the episode begins.
 
@@ -113,6 +115,7 @@ def sample_traffic(
         num_steps: T.
         step_s: Length of a step.
         rng: Source of randomness.
+        start_s: When the first bin begins, in seconds after a midnight.
 
     Raises:
         ValueError: The bins do not cover the episode.
@@ -125,7 +128,11 @@ def sample_traffic(
     bins = np.clip(np.floor(starts_s / bin_s).astype(np.int64), 0, None)
     ongoing = _queue(rates_rps, bins, service_s, np.maximum(burstiness_cv, 1.0), step_s, rng)
     return Traffic(
-        ongoing=ongoing, num_before=warm_up, window=window, tokens_per_ongoing_s=tokens_per_request / service_s
+        ongoing=ongoing,
+        num_before=warm_up,
+        window=window,
+        tokens_per_ongoing_s=tokens_per_request / service_s,
+        start_s=start_s,
     )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rayfold.envs.generator import GeneratorSettings, generate_rates
 
-__all__ = ["BinRange", "GeneratorSource", "RequestModel", "Split", "TraceSource", "TrafficSource"]
+__all__ = ["BinRange", "EpisodeRates", "GeneratorSource", "RequestModel", "Split", "TraceSource", "TrafficSource"]
 
 _DAY_S = 86400.0
 
@@ -41,6 +41,13 @@ class BinRange(NamedTuple):
     end: int
 
 
+class EpisodeRates(NamedTuple):
+    """Rates of one episode."""
+
+    rates_rps: NDArray[np.float64]  # (B, D)
+    start_s: float  # when the first bin begins, in seconds after a midnight
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TraceSource:
     """Rates of a trace; each episode begins at a random bin of its split and ends within it."""
@@ -55,7 +62,7 @@ class TraceSource:
         bins = self.splits[split]
         return max(0, bins.end - bins.first) * self.bin_s
 
-    def rates(self, rng: np.random.Generator, split: Split, horizon_s: float) -> NDArray[np.float64]:
+    def rates(self, rng: np.random.Generator, split: Split, horizon_s: float) -> EpisodeRates:
         """Draws the rates of one episode.
 
         Args:
@@ -64,12 +71,12 @@ class TraceSource:
             horizon_s: Length, at most ``max_horizon_s(split)``.
 
         Returns:
-            ``(B', D)`` requests per second; B' bins cover the horizon.
+            B' bins that cover the horizon, and when they begin.
         """
         num_bins = math.ceil(horizon_s / self.bin_s - 1e-9)
         bins = self.splits[split]
         first = int(rng.integers(bins.first, bins.end - num_bins + 1))
-        return self.rates_rps[first : first + num_bins]
+        return EpisodeRates(self.rates_rps[first : first + num_bins], first * self.bin_s % _DAY_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,15 +98,15 @@ class GeneratorSource:
         """A leap year, in either ``split``."""
         return 366 * _DAY_S
 
-    def rates(self, rng: np.random.Generator, split: Split, horizon_s: float) -> NDArray[np.float64]:
-        """Draws the rates of one episode: ``(B, D)``; see ``TraceSource.rates``."""
+    def rates(self, rng: np.random.Generator, split: Split, horizon_s: float) -> EpisodeRates:
+        """Draws the rates of one episode; see ``TraceSource.rates``."""
         num_bins = math.ceil(horizon_s / self.bin_s - 1e-9)
-        start_s = rng.uniform(0.0, _DAY_S)
+        start_s = math.floor(rng.uniform(0.0, _DAY_S))
         columns = [
             generate_rates(s, num_bins=num_bins, bin_s=self.bin_s, start_s=start_s, rng=child)
             for s, child in zip(self.settings, rng.spawn(len(self.settings)), strict=True)
         ]
-        return np.stack(columns, axis=1)
+        return EpisodeRates(np.stack(columns, axis=1), float(start_s))
 
 
 TrafficSource = TraceSource | GeneratorSource

@@ -19,7 +19,7 @@ from rayfold.envs.encoding import Parts, parts_of
 from rayfold.envs.episode import Episode, scenario_layout
 from rayfold.envs.layout import ObsLayout
 from rayfold.envs.scenario import Scenario, Split
-from rayfold.envs.views import row_of
+from rayfold.envs.views import address_of, row_of
 
 __all__ = ["CompactionVectorEnv"]
 
@@ -88,12 +88,23 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         self._address_columns = np.array(_address_columns(self._parts))
         self._offsets = row[self._address_columns] - address
         self._parts_table = np.tile(row, (self.num_envs, 1))
+        first, width = self._parts_table.ctypes.data, self._parts_table.strides[0]
+        self._parts_addresses = first + width * np.arange(self.num_envs)
         self._lay_down_all()
         self._pool = ThreadPoolExecutor(self._num_threads) if self._num_threads > 1 else None
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the addresses and the threads."""
-        local = {"_parts", "_address_columns", "_offsets", "_parts_table", "_worlds", "_table", "_pool"}
+        local = {
+            "_parts",
+            "_address_columns",
+            "_offsets",
+            "_parts_table",
+            "_parts_addresses",
+            "_worlds",
+            "_addresses",
+            "_pool",
+        }
         return {name: value for name, value in self.__dict__.items() if name not in local}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -117,11 +128,11 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
 
     def _lay_down_all(self) -> None:
         self._worlds = [episode.world() for episode in self.episodes]
-        self._table = np.array([list(row_of(world)) for world in self._worlds], np.int64)
+        self._addresses = np.array([address_of(world, self._worlds[0]) for world in self._worlds], np.int64)
 
     def _lay_down(self, b: int) -> None:
         self._worlds[b] = self.episodes[b].world()
-        self._table[b] = list(row_of(self._worlds[b]))
+        self._addresses[b] = address_of(self._worlds[b], self._worlds[0])
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -135,7 +146,7 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         self._lay_down_all()
         self._ended[:] = False
         obs = self._new_obs()
-        encode_batch(self._worlds[0], self._parts, self._table, self._parts_table, self._ended)
+        encode_batch(self._worlds[0], self._parts, self._addresses, self._parts_addresses, self._ended)
         return obs, {}
 
     def step(self, actions: NDArray[np.int64]) -> _Arrays:
@@ -156,8 +167,8 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
             step_batch(
                 self._worlds[0],
                 self._parts,
-                self._table,
-                self._parts_table,
+                self._addresses,
+                self._parts_addresses,
                 first,
                 end,
                 actions,
@@ -178,7 +189,7 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
             for b in map(int, np.flatnonzero(self._ended)):
                 self.episodes[b] = self._begin(b)
                 self._lay_down(b)
-            encode_batch(self._worlds[0], self._parts, self._table, self._parts_table, ~self._ended)
+            encode_batch(self._worlds[0], self._parts, self._addresses, self._parts_addresses, ~self._ended)
         self._ended = truncated.copy()
         return obs, reward, np.zeros(self.num_envs, np.bool_), truncated, {}
 

@@ -1,83 +1,200 @@
-"""Many nested tuples of arrays in one kernel call: each is laid down as a row of addresses and read back as views.
+"""Named tuples of arrays as one pointer: how the kernels of this room are given a cluster.
 
-numba counts references of every array that it takes out of a list of tuples, and a cluster has about 120 of them:
-0.7 us a cluster and step, which is more than the step itself costs. Here a tuple becomes one row of an int64 table
-(for an array its address and its shape, for a number its bits), and ``view`` builds the same tuple over it inside a
-kernel, without counting anything. Whoever makes the table keeps the arrays alive, and in place.
+A cluster is about 120 arrays in nested named tuples. numba hands a tuple on by value: seven words for each array at
+every call, and counts references at every access. A class marked ``by_reference`` is laid down once instead, as a row
+of int64 (an array as its address and its shape, a number as its bits, a tuple inside another as its own row in place),
+and a kernel gets the address of that row: ``Ref``. In a kernel ``st.node_phase[n]`` reads as before, ``world.st`` is
+the address of a part of the row, and nothing is counted: whoever calls keeps the arrays alive, as Python does for the
+arguments of a call. A row is made when a kernel first asks for it, and is kept by the tuple.
 """
 
-from collections.abc import Iterator
-from typing import Any
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import numpy as np
+from numba import extending
 from numba.core import cgutils, types
-from numba.extending import intrinsic
-from numba.np import arrayobj
+from numba.core.datamodel import models
+from numba.core.typing.templates import AttributeTemplate
+from numba.np import arrayobj, numpy_support
 
-__all__ = ["row_of", "view"]
+__all__ = ["Ref", "address_of", "at", "by_reference", "ref_type", "row_of"]
 
-_numpy: Any = arrayobj  # their helpers are not annotated
+_extending: Any = extending  # their helpers are not annotated
+_numpy: Any = arrayobj
 _cgutils: Any = cgutils
+_Class = TypeVar("_Class", bound=type[Any])
+
+_NUMBERS: dict[Any, types.Type] = {float: types.float64, int: types.intp, bool: types.boolean}
+
+
+class Ref(types.Type):
+    """The address of the row of a named tuple.
+
+    Args:
+        cls: A class marked ``by_reference``.
+        fields: Types of its fields.
+    """
+
+    def __init__(self, cls: type[Any], fields: tuple[types.Type, ...]) -> None:
+        self.cls, self.fields = cls, fields
+        digest = hashlib.sha256(repr((cls, fields)).encode()).hexdigest()[:12]
+        super().__init__(name=f"Ref[{cls.__name__}:{digest}]")  # short: it is a part of every symbol
+
+    @property
+    def key(self) -> Any:
+        """What makes two types the same."""
+        return self.cls, self.fields
+
+    def field(self, name: str) -> tuple[int, types.Type]:
+        """Where in the row a field begins, and its type."""
+        i = self.cls._fields.index(name)
+        return sum(map(_num_words, self.fields[:i])), self.fields[i]
+
+
+def _num_words(kind: types.Type) -> int:
+    if isinstance(kind, Ref):
+        return sum(map(_num_words, kind.fields))
+    return 1 + kind.ndim if isinstance(kind, types.Array) else 1
+
+
+def by_reference(*, is_written: bool) -> Callable[[_Class], _Class]:
+    """Marks a named tuple of C-contiguous arrays, floats, ints, bools and other such tuples.
+
+    Args:
+        is_written: Whether kernels write into its arrays: arrays that are read-only are refused then.
+    """
+
+    def mark(cls: _Class) -> _Class:
+        def lay_down(self: Any) -> int:
+            self._row = np.array(list(row_of(self)), np.int64)
+            return int(self._row.ctypes.data)
+
+        address = cached_property(lay_down)
+        body = {
+            "__module__": cls.__module__,
+            "__doc__": cls.__doc__,
+            "__qualname__": cls.__qualname__,
+            "__getstate__": lambda self: None,  # a row holds in this process, and for these arrays only
+            "_kinds": [_declared(hint) for hint in get_type_hints(cls).values()],
+            "_is_written": is_written,
+            "_address": address,
+        }
+        marked = type(cls.__name__, (cls,), body)
+        address.__set_name__(marked, "_address")
+        _extending.typeof_impl.register(marked)(lambda value, context: ref_type(value))
+        return marked  # type: ignore[return-value]  # the same class, with room for its row
+
+    return mark
+
+
+def _declared(hint: Any) -> Any:
+    """What a field is to be: a dtype, the type of a number, or a class marked ``by_reference``."""
+    if hasattr(hint, "_kinds"):
+        return hint
+    return _NUMBERS[hint] if hint in _NUMBERS else np.dtype(get_args(get_args(hint)[1])[0])
+
+
+def ref_type(value: Any) -> Ref:
+    """The type by which a kernel knows a tuple marked ``by_reference``.
+
+    Raises:
+        TypeError: A field is not what its annotation says.
+    """
+    return Ref(type(value), tuple(map(_type_of, value, value._kinds, value._fields)))
+
+
+def _type_of(value: Any, kind: Any, name: str) -> types.Type:
+    if isinstance(kind, np.dtype):
+        if not isinstance(value, np.ndarray) or value.dtype != kind:
+            raise TypeError(f"{name} must be an array of {kind}, got {getattr(value, 'dtype', type(value))}")
+        return types.Array(numpy_support.from_dtype(kind), value.ndim, "C")
+    if isinstance(kind, types.Type):
+        return kind
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {type(value)}")
+    return ref_type(value)
 
 
 def row_of(value: Any) -> Iterator[int]:
-    """The row of a nested named tuple.
-
-    Args:
-        value: C-contiguous arrays, floats, ints, bools, and tuples of these.
+    """The row of a tuple marked ``by_reference``.
 
     Raises:
-        ValueError: An array is not contiguous.
+        ValueError: An array is not contiguous, or is read-only where kernels write.
     """
-    if isinstance(value, tuple):
-        for part in value:
+    for part, kind, name in zip(value, value._kinds, value._fields, strict=True):
+        if isinstance(part, tuple):
             yield from row_of(part)
-    elif isinstance(value, np.ndarray):
-        if not value.flags.c_contiguous:
-            raise ValueError(f"arrays must be C-contiguous, got strides {value.strides}")
-        yield value.ctypes.data
-        yield from value.shape
-    elif isinstance(value, float):
-        yield int(np.float64(value).view(np.int64))
-    else:
-        yield int(value)
+        elif isinstance(part, np.ndarray):
+            if not part.flags.c_contiguous or (value._is_written and not part.flags.writeable):
+                raise ValueError(f"{name} must be C-contiguous and writable, got strides {part.strides}\n{part.flags}")
+            yield part.__array_interface__["data"][0]
+            yield from part.shape
+        else:
+            yield int(np.float64(part).view(np.int64)) if kind is types.float64 else int(part)
 
 
-@intrinsic
-def view(typingctx: Any, prototype: Any, row: Any) -> Any:
-    """A tuple like ``prototype`` over the arrays whose addresses are in ``row``.
+def address_of(value: Any, like: Any) -> int:
+    """Where the row of ``value`` is, for ``at``; it holds as long as ``value`` lives.
 
-    Args:
-        typingctx: numba's; not given by the caller.
-        prototype: Any tuple of the same structure; only its type is used.
-        row: ``(L,)`` int64, from ``row_of``.
+    Raises:
+        TypeError: Its type is not that of ``like``.
     """
+    if ref_type(value) != ref_type(like):
+        raise TypeError(f"expected {ref_type(like)}, got {ref_type(value)}")
+    address: int = value._address
+    return address
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        row_type = signature.args[1]
-        data = _numpy.make_array(row_type)(context, builder, args[1]).data
-        at = [0]
 
-        def read() -> Any:
-            value = builder.load(builder.gep(data, [context.get_constant(types.intp, at[0])]))
-            at[0] += 1
-            return value
+@_extending.register_model(Ref)
+class _RefModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, _cgutils.intp_t.as_pointer())  # type: ignore[no-untyped-call]  # not annotated
 
-        def build(kind: Any) -> Any:
-            if hasattr(kind, "types"):  # of a tuple
-                parts = [build(part) for part in kind.types]
-                return context.make_tuple(builder, kind, parts)
-            if isinstance(kind, types.Array):
-                return _array(context, builder, kind, read(), [read() for _ in range(kind.ndim)])
-            if isinstance(kind, types.Float):
-                return builder.bitcast(read(), context.get_value_type(kind))
-            if isinstance(kind, types.Boolean):
-                return builder.trunc(read(), context.get_value_type(kind))
-            return read()
 
-        return build(signature.args[0])
+@_extending.unbox(Ref)  # type: ignore[untyped-decorator]  # Any
+def _unbox(typ: Ref, obj: Any, c: Any) -> Any:
+    pointer = _cgutils.alloca_once_value(c.builder, _cgutils.intp_t.as_pointer()(None))
+    address = c.pyapi.object_getattr_string(obj, "_address")
+    with _cgutils.if_likely(c.builder, _cgutils.is_not_null(c.builder, address)):
+        c.builder.store(c.builder.bitcast(c.pyapi.long_as_voidptr(address), _cgutils.intp_t.as_pointer()), pointer)
+        c.pyapi.decref(address)
+    value = c.builder.load(pointer)
+    return _extending.NativeValue(value, is_error=_cgutils.is_null(c.builder, value))
 
-    return prototype(prototype, row), codegen
+
+@_extending.infer_getattr
+class _Fields(AttributeTemplate):
+    key = Ref
+
+    def generic_resolve(self, typ: Ref, attr: str) -> types.Type | None:  # type: ignore[override]  # a place-holder there
+        return typ.field(attr)[1] if attr in typ.cls._fields else None
+
+
+@_extending.lower_getattr_generic(Ref)  # type: ignore[untyped-decorator]
+def _read(context: Any, builder: Any, typ: Ref, pointer: Any, attr: str) -> Any:
+    first, kind = typ.field(attr)
+
+    def word(i: int) -> Any:
+        return builder.gep(pointer, [context.get_constant(types.intp, first + i)])
+
+    def load(i: int) -> Any:
+        loaded = builder.load(word(i))
+        # Rows do not change while a kernel runs: LLVM may read them once, before a loop.
+        loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
+        return loaded
+
+    if isinstance(kind, Ref):
+        return word(0)
+    if isinstance(kind, types.Array):
+        return _array(context, builder, kind, load(0), [load(1 + i) for i in range(kind.ndim)])
+    if isinstance(kind, types.Float):
+        return builder.bitcast(load(0), context.get_value_type(kind))
+    if isinstance(kind, types.Boolean):
+        return builder.trunc(load(0), context.get_value_type(kind))
+    return load(0)
 
 
 def _array(context: Any, builder: Any, kind: Any, address: Any, shape: list[Any]) -> Any:
@@ -98,3 +215,19 @@ def _array(context: Any, builder: Any, kind: Any, address: Any, shape: list[Any]
         meminfo=None,
     )
     return array._getvalue()
+
+
+@extending.intrinsic
+def at(typingctx: Any, prototype: Any, address: Any) -> Any:
+    """The tuple like ``prototype`` whose row is at ``address``.
+
+    Args:
+        typingctx: numba's; not given by the caller.
+        prototype: Any tuple of the same type; only the type is used.
+        address: ``address_of`` it.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[1], context.get_value_type(signature.return_type))
+
+    return prototype(prototype, types.intp), codegen

@@ -10,7 +10,11 @@ from rayfold.errors import InputError
 from rayfold.policies.best_fit import BestFit
 from rayfold.policies.bundle import load_bundle
 from rayfold.policies.dearest_first import DearestFirst
+from rayfold.policies.descheduler import Descheduler, DeschedulerSettings
+from rayfold.policies.exact import Exact, ExactSettings
 from rayfold.policies.first_fit_decreasing import FirstFitDecreasing
+from rayfold.policies.fragmentation import Fragmentation, FragmentationSettings
+from rayfold.policies.karpenter import BalancedSettings, Karpenter, KarpenterBalanced, KarpenterSettings
 from rayfold.policies.learned import LearnedPolicy
 from rayfold.policies.least_moves import LeastMoves
 from rayfold.policies.none import NoMoves
@@ -33,10 +37,15 @@ HEURISTICS: dict[str, Heuristic] = {
     "none": Heuristic(lambda limits, _: NoMoves()),
     "best_fit": Heuristic(lambda limits, _: BestFit(limits)),
     "dearest_first": Heuristic(lambda limits, _: DearestFirst(limits)),
+    "exact": Heuristic(Exact, ExactSettings),
     "first_fit_decreasing": Heuristic(lambda limits, _: FirstFitDecreasing(limits)),
     "least_moves": Heuristic(lambda limits, _: LeastMoves(limits)),
     "patient": Heuristic(Patient, PatientSettings),
     "ray_serve": Heuristic(lambda limits, _: RayServe(limits)),
+    "karpenter": Heuristic(Karpenter, KarpenterSettings),
+    "karpenter_balanced": Heuristic(KarpenterBalanced, BalancedSettings),
+    "descheduler": Heuristic(Descheduler, DeschedulerSettings),
+    "fragmentation": Heuristic(Fragmentation, FragmentationSettings),
 }
 LEARNED = "learned"
 _WITH_SETTINGS = re.compile(r"(?P<name>\w+)\((?P<settings>[^()]*)\)")

@@ -11,8 +11,6 @@ by a heuristic, and never moves anything to a new node, so that now and then a p
 Dims: N nodes, I replicas that may be moved.
 """
 
-import time
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -21,14 +19,12 @@ from numpy.typing import NDArray
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import take_gpus
 from rayfold.envs.jit import kernel
-from rayfold.envs.moves import Plan
 from rayfold.envs.placement import hold, less_left, let_go
 from rayfold.envs.safety import Limits, count_nodes, has_capacity
 from rayfold.envs.simulator import Simulator
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
-from rayfold.policies.rollout import Rollout, roll_out
 
-__all__ = ["FreeRepacking", "repack", "roll_out_free"]
+__all__ = ["FreeRepacking", "repack"]
 
 _RUNNING = int(ReplicaPhase.RUNNING)
 
@@ -44,43 +40,27 @@ class _Lifted(NamedTuple):
 
 
 class FreeRepacking:
-    """Repacks the simulator that it belongs to; the plans themselves are empty.
-
-    Args:
-        sim: The one that ``roll_out`` advances.
-    """
+    """A ``Rearranger``: repacks whatever cluster it stands in."""
 
     name = "free_repacking"
 
-    def __init__(self, sim: Simulator) -> None:
-        self._sim = sim
+    def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """Nothing has been seen yet."""
         self._seen = b""
 
-    def plan(self, state: ClusterState, rng: np.random.Generator) -> Plan:
+    def rearrange(self, sim: Simulator) -> None:
         """Repacks where anything has changed since the last time."""
-        if _signature(state.arrays) != self._seen:
-            repack(self._sim.view, self._sim.limits)
-            self._seen = _signature(self._sim.view.arrays)
-        return Plan(reason="repacked at no cost")
+        if _signature(sim.view.arrays) != self._seen:
+            repack(sim.view, sim.limits)
+            self._seen = _signature(sim.view.arrays)
 
 
 def _signature(st: StateArrays) -> bytes:
     """Equal as long as there is nothing new to repack."""
     return b"".join(a.tobytes() for a in (st.node_phase, st.node_held, st.node_releasable, st.replica_phase))
-
-
-def roll_out_free(sim: Simulator, *, clock: Callable[[], float] = time.perf_counter) -> Rollout:
-    """The rest of an episode under free repacking; see ``roll_out``.
-
-    Args:
-        sim: Is advanced.
-        clock: Measures the time to plan.
-    """
-    return roll_out(sim, FreeRepacking(sim), np.random.default_rng(0), clock=clock)
 
 
 def repack(state: ClusterState, limits: Limits) -> bool:

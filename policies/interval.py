@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,10 @@ class Interval95:
     mean: float
     ci95: float
 
-    def as_json(self) -> dict[str, float | None]:
-        """JSON has no NaN: null."""
-        return {"mean": self.mean, "ci95": None if math.isnan(self.ci95) else self.ci95}
+    def as_json(self) -> dict[str, Any]:
+        """``{"mean", "ci95": [low, high]}``; JSON has no NaN: null."""
+        ends = None if math.isnan(self.ci95) else [self.mean - self.ci95, self.mean + self.ci95]
+        return {"mean": self.mean, "ci95": ends}
 
 
 def interval95(values: Sequence[float] | NDArray[np.float64]) -> Interval95:

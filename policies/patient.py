@@ -49,7 +49,8 @@ class Patient:
 
     def plan(self, state: ClusterState, rng: np.random.Generator) -> Plan:
         """Moves of the evacuations under way and of those that may begin."""
-        found = evacuations(state, self._limits)
+        # A cooldown ends by itself: it delays the moves of a node that has waited, and does not make it wait anew.
+        found = evacuations(state, self._limits._replace(deployment_cooldown_s=0.0))
         known = self._since_s
         self._since_s = {_key(state, e): known.get(_key(state, e), state.now_s) for e in found}
         begun = [e for e in found if e.is_underway]

@@ -17,15 +17,25 @@ import rayfold
 from rayfold.errors import ClusterError, InputError
 from rayfold.policies.by_name import make_policy
 from rayfold.policies.protocol import Policy
-from rayfold.serving.decider import Mode
-from rayfold.serving.executor import serve_controller
+from rayfold.serving import controller_patch
+from rayfold.serving.decision import Mode
+from rayfold.serving.executor import call_controller, serve_controller
 from rayfold.serving.live_settings import LiveSettings
 from rayfold.serving.snapshot import OWN_APP
 
-__all__ = ["connect", "decision_line", "deploy_decider", "read_token", "serve_decider"]
+__all__ = [
+    "NUM_CANDIDATES",
+    "connect",
+    "decision_line",
+    "deploy_decider",
+    "detach_controller",
+    "read_token",
+    "serve_decider",
+]
 
 log = logging.getLogger(__name__)
 
+NUM_CANDIDATES = 8  # that a learned policy lists, for the journal
 _CONNECT_TIMEOUT_S = 12.0
 _READY_TIMEOUT_S = 120.0
 
@@ -112,7 +122,7 @@ def deploy_decider(
         settings: What the cluster does not say of itself.
         mode: To begin with.
         token: Bearer of ``POST /mode``.
-        journal_path: JSON lines on the head node; None = memory only.
+        journal_path: SQLite file on the head node; None = one in Ray's session folder there.
 
     Returns:
         Base URL of its HTTP interface.
@@ -125,7 +135,8 @@ def deploy_decider(
     from rayfold.serving.decider_app import ROUTE, DeciderConfig, decider_application
 
     controller = serve_controller()
-    config = DeciderConfig(policy=policy, settings=settings, mode=mode, token=token, journal_path=journal_path)
+    path = journal_path.absolute() if journal_path else None  # the replica has another working directory
+    config = DeciderConfig(policy=policy, settings=settings, mode=mode, token=token, journal_path=path)
     application = decider_application(config, _runtime_env(address))
     try:
         serve.run(application, name=OWN_APP, route_prefix=ROUTE, _local_testing_mode=False)
@@ -168,7 +179,7 @@ def serve_decider(
         policy: See ``make_policy``.
         settings: What the cluster does not say of itself.
         token_file: See ``read_token``.
-        journal_path: JSON lines on the head node.
+        journal_path: SQLite file on the head node; None = one in Ray's session folder there.
         progress: Told each decision, in words.
         stop: Set it to end; Ctrl-C works too.
         max_decisions: End after so many.
@@ -183,7 +194,8 @@ def serve_decider(
     if mode not in set(Mode):
         raise InputError("--mode", ", ".join(Mode), mode)
     settings = settings or LiveSettings()
-    chosen, token = make_policy(policy, settings.limits), read_token(token_file)
+    chosen = make_policy(policy, settings.limits, num_candidates=NUM_CANDIDATES)
+    token = read_token(token_file)
     stop = stop or threading.Event()
     connected_before = ray.is_initialized()
     connect(address)
@@ -192,12 +204,40 @@ def serve_decider(
             address=address, policy=chosen, settings=settings, mode=Mode(mode), token=token, journal_path=journal_path
         )
         progress(f"decider at {url}, mode {mode}, policy {chosen.name}")
-        return _follow(url, settings, progress, stop, max_decisions)
+        return _follow(url, token, settings, progress, stop, max_decisions)
     finally:
         if ray.is_initialized():
             _remove_decider()
         if not connected_before:
             ray.shutdown()
+
+
+def detach_controller(address: str) -> list[str]:
+    """Removes the decider of a cluster, if it runs there, and leaves the Serve controller as rayfold found it.
+
+    Args:
+        address: ``HOST:PORT`` of the cluster; a connection that is there already is used and kept.
+
+    Returns:
+        What was patched before, by name; it no longer is.
+
+    Raises:
+        InputError: No cluster answers at the address.
+        ClusterError: Serve does not run there, or something stays patched.
+    """
+    connected_before = ray.is_initialized()
+    connect(address)
+    try:
+        before = list(call_controller(controller_patch.patched))
+        _remove_decider()  # it would attach again
+        call_controller(controller_patch.detach)
+        left = list(call_controller(controller_patch.patched))
+    finally:
+        if not connected_before:
+            ray.shutdown()
+    if left:
+        raise ClusterError(f"still patched: {', '.join(left)}; a restart of the Serve controller undoes it")
+    return before
 
 
 def _remove_decider() -> None:
@@ -211,11 +251,17 @@ def _remove_decider() -> None:
 
 
 def _follow(
-    url: str, settings: LiveSettings, progress: Callable[[str], None], stop: threading.Event, most: int | None
+    url: str,
+    token: str,
+    settings: LiveSettings,
+    progress: Callable[[str], None],
+    stop: threading.Event,
+    most: int | None,
 ) -> int:
     seen, last_s, heard_s = 0, 0.0, time.monotonic()
     patience_s = _READY_TIMEOUT_S + settings.decision_interval_s
-    with httpx.Client(timeout=10.0, trust_env=False) as client:
+    bearer = {"Authorization": f"Bearer {token}"}
+    with httpx.Client(timeout=10.0, trust_env=False, headers=bearer) as client:
         while not stop.wait(min(1.0, settings.decision_interval_s / 4)):
             try:
                 answer = client.get(f"{url}/plan")

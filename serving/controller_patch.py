@@ -13,7 +13,17 @@ replica keeps serving); that replacement is pinned to the destination.
 import time
 from typing import Any
 
-__all__ = ["attach", "cancel_move", "detach", "fence", "move_status", "start_move"]
+__all__ = [
+    "attach",
+    "cancel_move",
+    "close_moves",
+    "detach",
+    "fence",
+    "move_status",
+    "patched",
+    "start_move",
+    "untested",
+]
 
 TESTED_RAY = ("2.60.0",)
 STARTING, DRAINING, DONE, FAILED, CANCELLED = "starting", "draining", "done", "failed", "cancelled"
@@ -29,9 +39,12 @@ class Desk:
         moves: By move id: dict of deployment_id, old (unique id), node, phase, replacement, detail, deadline_s,
             marked, ready_s.
         fences: Node id to the time (s) until which new replicas avoid it.
+        token: Of this desk: another one means that the controller, or the attachment, is another.
+        term: Highest term of a decider's lease that a move was started under.
     """
 
-    def __init__(self, original_migrate: Any, original_class: type) -> None:
+    def __init__(self, original_migrate: Any, original_class: type, token: str) -> None:
+        self.token, self.term = token, 0
         self.moves: dict[str, dict[str, Any]] = {}
         self.fences: dict[str, float] = {}
         self.original_migrate = original_migrate
@@ -224,19 +237,21 @@ def attach(controller: Any, tested_ray: tuple[str, ...] = TESTED_RAY) -> str:
         tested_ray: Versions of Ray that may be touched.
 
     Returns:
-        ``attached``, ``already attached``, or ``refused: <why>`` with the controller untouched.
+        ``attached <token>``, ``already attached <token>``, or ``refused: <why>`` with the controller untouched.
     """
-    import ray
+    import secrets
+
     from ray.serve._private import deployment_state as ds
 
-    if ray.__version__ not in tested_ray:
-        return f"refused: Ray {ray.__version__} is not a tested version ({', '.join(tested_ray)})"
-    scheduler = _scheduler(controller)
-    if _desk(controller) is not None:
-        return "already attached"
+    reason = untested(controller, tested_ray)
+    if reason:
+        return f"refused: {reason}"
+    scheduler, present = _scheduler(controller), _desk(controller)
+    if present is not None:
+        return f"already attached {present.token}"
     deployment_state: Any = ds.DeploymentState
     original = deployment_state.migrate_replicas_on_draining_nodes
-    desk = Desk(original, type(scheduler))
+    desk = Desk(original, type(scheduler), secrets.token_hex(8))
 
     def migrate(self: Any, draining_nodes: Any, compacting_node_id: Any = None) -> None:
         original(self, draining_nodes, compacting_node_id=compacting_node_id)
@@ -246,16 +261,47 @@ def attach(controller: Any, tested_ray: tuple[str, ...] = TESTED_RAY) -> str:
     scheduler._rayfold_desk = desk
     scheduler.__class__ = _moving_scheduler(type(scheduler))
     deployment_state.migrate_replicas_on_draining_nodes = migrate
-    return "attached"
+    return f"attached {desk.token}"
 
 
-def detach(controller: Any) -> str:
-    """Cancels the moves that still start, drops the fences, and leaves the controller as it was found."""
+def untested(controller: Any, tested_ray: tuple[str, ...] = TESTED_RAY) -> str:
+    """Why the Ray of this controller may not be touched; empty if it may."""
+    import ray
+
+    if ray.__version__ in tested_ray:
+        return ""
+    return f"Ray {ray.__version__} is not a tested version ({', '.join(tested_ray)})"
+
+
+def patched(controller: Any) -> list[str]:
+    """Names of what an attachment has changed in this controller; empty where it is as Serve made it."""
+    from ray.serve._private import deployment_scheduler, deployment_state
+
+    scheduler, found = _scheduler(controller), []
+    deployment_class: Any = deployment_state.DeploymentState
+    if hasattr(scheduler, "_rayfold_desk"):
+        found.append("DeploymentScheduler._rayfold_desk")
+    if type(scheduler).__module__ != deployment_scheduler.__name__:
+        found.append("DeploymentScheduler.__class__")
+    if deployment_class.migrate_replicas_on_draining_nodes.__module__ != deployment_state.__name__:
+        found.append("DeploymentState.migrate_replicas_on_draining_nodes")
+    return found
+
+
+def detach(controller: Any, term: int | None = None) -> str:
+    """Cancels the moves that still start, drops the fences, and leaves the controller as it was found.
+
+    Args:
+        controller: The Serve controller.
+        term: Of the caller's lease: where a later one has moved something, nothing is done. None = do it anyway.
+    """
     from ray.serve._private import deployment_state as ds
 
     desk, scheduler = _desk(controller), _scheduler(controller)
     if desk is None:
         return "not attached"
+    if term is not None and term < desk.term:
+        return "another decider has taken over"
     for move in desk.moves.values():
         if move["phase"] == STARTING:
             cancel_move(controller, move["id"], "detached")
@@ -268,8 +314,10 @@ def detach(controller: Any) -> str:
     return "detached"
 
 
-def start_move(controller: Any, move_id: str, app: str, name: str, old: str, node: str, timeout_s: float) -> str:
-    """Enters a move; the control loop begins it at its next step.
+def start_move(
+    controller: Any, move_id: str, app: str, name: str, old: str, node: str, timeout_s: float, term: int = 0
+) -> str:
+    """Enters a move; the control loop begins it at its next step. An id is taken once and never again.
 
     Args:
         controller: The Serve controller.
@@ -279,6 +327,7 @@ def start_move(controller: Any, move_id: str, app: str, name: str, old: str, nod
         old: Unique id of the replica to move.
         node: Ray id of the destination.
         timeout_s: The replacement must serve by then, or the move is cancelled.
+        term: Of the lease that the caller holds; a lower one than any before is refused. 0 = no lease.
 
     Returns:
         ``ok`` or ``refused: <why>``.
@@ -288,6 +337,11 @@ def start_move(controller: Any, move_id: str, app: str, name: str, old: str, nod
     desk, manager = _desk(controller), controller.deployment_state_manager
     if desk is None:
         return "refused: not attached"
+    if move_id in desk.moves:
+        return f"refused: move {move_id} is known already"
+    if 0 < term < desk.term:
+        return "refused: another decider has taken over"
+    desk.term = max(desk.term, term)
     deployment_id = DeploymentID(name=name, app_name=app)
     state = manager._deployment_states.get(deployment_id)
     if state is None:
@@ -307,7 +361,15 @@ def start_move(controller: Any, move_id: str, app: str, name: str, old: str, nod
         return "refused: the replica is on that node"
     if node not in controller.cluster_node_info_cache.get_active_node_ids():
         return f"refused: no active node {node}"
-    desk.moves[move_id] = {
+    desk.moves[move_id] = _entry(move_id, deployment_id, old, node, time.time() + timeout_s)
+    final = [key for key, move in desk.moves.items() if move["phase"] not in (STARTING, DRAINING)]
+    for key in final[: max(0, len(final) - _KEEP_FINAL)]:
+        del desk.moves[key]
+    return "ok"
+
+
+def _entry(move_id: str, deployment_id: Any, old: str, node: str, deadline_s: float) -> dict[str, Any]:
+    return {
         "id": move_id,
         "deployment_id": deployment_id,
         "old": old,
@@ -315,15 +377,26 @@ def start_move(controller: Any, move_id: str, app: str, name: str, old: str, nod
         "phase": STARTING,
         "replacement": None,
         "detail": "",
-        "deadline_s": time.time() + timeout_s,
+        "deadline_s": deadline_s,
         "marked": False,
         "ready_s": 0.0,
         "cancel": "",
     }
-    final = [key for key, move in desk.moves.items() if move["phase"] not in (STARTING, DRAINING)]
-    for key in final[: max(0, len(final) - _KEEP_FINAL)]:
-        del desk.moves[key]
-    return "ok"
+
+
+def close_moves(controller: Any, move_ids: list[str]) -> dict[str, dict[str, Any]] | None:
+    """Closes the moves that the controller does not know, so that a call still under way cannot start them.
+
+    Returns:
+        As ``move_status``.
+    """
+    desk = _desk(controller)
+    if desk is not None:
+        for move_id in move_ids:
+            if move_id not in desk.moves:
+                desk.moves[move_id] = _entry(move_id, None, "", "", 0.0)
+                _finish(desk.moves[move_id], CANCELLED, "the controller had not begun it")
+    return move_status(controller)
 
 
 def cancel_move(controller: Any, move_id: str, why: str = "cancelled") -> None:

@@ -6,7 +6,7 @@ Imports nothing of rayfold, and travels by value.
 import time
 from typing import Any
 
-__all__ = ["read_controller"]
+__all__ = ["own_compaction", "read_controller"]
 
 _SCALING = (
     "min_replicas",
@@ -97,3 +97,18 @@ def read_controller(controller: Any) -> dict[str, Any]:
         "moves": [{key: m[key] for key in ("old", "replacement", "node")} for m in moves],
         "fences": {} if desk is None else dict(desk.fences),
     }
+
+
+def own_compaction(controller: Any) -> str:
+    """Why Ray's own compaction must be reckoned with; empty where it is off or cannot do anything.
+
+    In Ray 2.60 it has no switch of its own: ``RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY`` in the controller's environment
+    turns on packing and compaction, and a PACK or SPREAD placement group anywhere turns both off
+    (``deployment_scheduler.get_node_to_compact``).
+    """
+    scheduler = controller.deployment_state_manager._deployment_scheduler
+    if scheduler._compacting_node is not None:
+        return f"Ray is compacting node {scheduler._compacting_node.target_node_id}"
+    if scheduler._use_pack_strategy():
+        return "Ray's own compaction is on (RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY)"
+    return ""

@@ -1,86 +1,57 @@
-"""The decision loop of a live cluster: decide → check → act, once per interval.
+"""The decision loop of a live cluster: decide → check → record → act, once per interval.
 
 It knows nothing of Ray: snapshot, executor, clock and policy come from outside. Whatever goes wrong, the cluster
-stays as it is: a policy's error or overtime means the heuristic, the heuristic's error means no moves.
+stays as it is: a policy's error or overtime means the heuristic, the heuristic's error means no moves, and what
+cannot be written into the journal is not begun.
 """
 
-import enum
+import dataclasses
 import logging
+import secrets
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rayfold.envs.moves import Executor, Move, MovePhase, Plan
+from rayfold.envs.moves import Move
 from rayfold.envs.safety import check_move
 from rayfold.envs.state import ClusterState
 from rayfold.envs.transition import with_move
-from rayfold.errors import ExecutorError
+from rayfold.errors import ClusterError, ExecutorError
 from rayfold.policies.protocol import Policy
+from rayfold.serving.budgets import brake, churn, memory_s
+from rayfold.serving.decision import (
+    CheckedMove,
+    ConsideredPlan,
+    Decision,
+    Mode,
+    checked_move,
+    refused,
+    same_move,
+    with_begun,
+)
 from rayfold.serving.history import History
 from rayfold.serving.journal import Journal
+from rayfold.serving.live_moves import LiveExecutor, MoveRecord, RecordedPhase
 from rayfold.serving.live_settings import LiveSettings
+from rayfold.serving.metrics import Metrics
+from rayfold.serving.plan_maker import PlanMaker
+from rayfold.serving.undone import UndoneMoves
 
-__all__ = ["CheckedMove", "Decider", "Decision", "Mode"]
+__all__ = ["Decider"]
 
 log = logging.getLogger(__name__)
 
-_FINAL = (MovePhase.DONE, MovePhase.FAILED, MovePhase.CANCELLED)
-
-
-class Mode(enum.StrEnum):
-    """What the decider does with a plan."""
-
-    OFF = "off"  # nothing, not even a snapshot
-    OBSERVE = "observe"  # decide and record
-    RECOMMEND = "recommend"  # decide, record, show
-    ACT = "act"  # and carry it out
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckedMove:
-    """One move of a plan and what became of it. Ids are Ray's, full."""
-
-    move: Move
-    deployment: str  # app/name
-    replica_id: str
-    from_node: str
-    to_node: str
-    allowed: bool
-    reason: str  # of the safety filter, or of the executor where it refused
-    move_id: str = ""  # empty = not started
-
-    def as_json(self) -> dict[str, Any]:
-        """Without the row numbers, which mean nothing outside their snapshot."""
-        names = [name for name in self.__slots__ if name != "move"]
-        return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """One tick."""
-
-    time_s: float  # Unix time
-    mode: Mode
-    policy: str  # name of the one that made the plan; empty = none could
-    reason: str
-    moves: tuple[CheckedMove, ...] = ()
-    num_nodes: int = 0
-    usd_per_h: float = 0.0  # what the nodes cost now
-    latency_s: float = 0.0  # of the plan
-
-    def as_json(self) -> dict[str, Any]:
-        """JSON values only."""
-        values = {name: getattr(self, name) for name in self.__slots__}
-        return {**values, "mode": str(self.mode), "moves": [m.as_json() for m in self.moves]}
+_DAY_S = 86400.0
+_MAX_CANDIDATES = 50  # recorded per decision
+_WATCH_S = 5.0  # moves are looked at so often between ticks
+# The journal's notes: why the decider is paused, when it was resumed, whether it is attached.
+_PAUSED, _RESUMED_S, _ATTACHED = "paused", "resumed_s", "attached"
 
 
 class Decider:
-    """Decides, checks and acts.
+    """Decides, checks, records and acts.
 
     Args:
         policy: Makes the plan.
@@ -90,9 +61,12 @@ class Decider:
         history: Memory of the snapshots; told of moves.
         executor: Carries moves out in mode ``act``.
         mode: Mode to begin with.
-        journal: Where decisions are recorded.
+        journal: Where decisions and moves are recorded, and where the moves of an earlier decider are found.
         rng: Randomness of the policy.
         clock: Unix time in seconds.
+        may_act: Why nothing may be moved now, asked right before acting; empty = it may.
+        stand_down: Called when it no longer acts, after the executor has let the cluster go.
+        metrics: Told what happens.
     """
 
     def __init__(
@@ -103,92 +77,197 @@ class Decider:
         settings: LiveSettings,
         snapshot: Callable[[], ClusterState],
         history: History,
-        executor: Executor,
+        executor: LiveExecutor,
         mode: Mode,
         journal: Journal,
         rng: np.random.Generator,
         clock: Callable[[], float] = time.time,
+        may_act: Callable[[], str] = lambda: "",
+        stand_down: Callable[[], None] = lambda: None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.mode, self.settings, self.journal = mode, settings, journal
+        self.metrics = metrics or Metrics()
         self.last_decision: Decision | None = None
         self.last_state: ClusterState | None = None
         self.last_error = ""
-        self.moves: dict[str, dict[str, Any]] = {}
-        self._policy, self._fallback = policy, fallback
+        self._plans = PlanMaker(policy, fallback, rng)
         self._snapshot, self._history, self._executor = snapshot, history, executor
-        self._rng, self._clock = rng, clock
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
-        self._running: Future[Plan] | None = None
-        self._stop = threading.Event()
+        self._clock, self._may_act, self._stand_down = clock, may_act, stand_down
+        self._is_recovered = False
+        self._undone = UndoneMoves(journal)
+        self._stop, self._wake = threading.Event(), threading.Event()
 
-    def decide(self, state: ClusterState) -> tuple[Plan, str]:
-        """The plan and the name of the policy that made it."""
-        try:
-            if self._running is not None and not self._running.done():
-                raise TimeoutError("the policy is still busy with an earlier tick")
-            self._running = self._pool.submit(self._policy.plan, state, self._rng)
-            return self._running.result(self.settings.plan_deadline_s), self._policy.name
-        except Exception as err:  # a policy may raise anything; the fallback answers for it
-            log.exception("policy %s failed, falling back to %s", self._policy.name, self._fallback.name)
-            failure = f"{self._policy.name} failed ({type(err).__name__}: {err})"
-        try:
-            # The policy's generator may be in use by its own late thread.
-            plan = self._fallback.plan(state, np.random.default_rng(0))
-        except Exception:  # the last resort is to leave the cluster as it is
-            log.exception("fallback %s failed too: no moves", self._fallback.name)
-            return Plan(reason=f"{failure}, and so did {self._fallback.name}: no moves"), ""
-        reason = f"{failure}; {plan.reason}"
-        return Plan(moves=plan.moves, scores=plan.scores, reason=reason), self._fallback.name
+    def recover(self) -> None:
+        """Takes over what the journal says was under way: finished if it has begun, closed if it has not.
 
-    def check(self, state: ClusterState, plan: Plan) -> list[CheckedMove]:
-        """The safety filter's verdict on each move, each with the allowed ones before it begun."""
-        checked = []
-        for move in plan.moves:
-            verdict = check_move(state, move, self.settings.limits)
-            checked.append(_checked(state, move, verdict.allowed, verdict.reason.name.lower()))
-            if verdict.allowed:
+        Raises:
+            ClusterError: The cluster does not answer; nothing is decided before it does.
+        """
+        begun = self.journal.open_moves()
+        if begun:
+            log.warning("%d moves of an earlier decider are under way", len(begun))
+            self._executor.adopt(begun)
+        for record in self.journal.moves_since(self._clock() - _DAY_S):
+            self._history.note_move(record.deployment, record.started_s)
+        self._is_recovered = True
+
+    def check(self, state: ClusterState, moves: Sequence[Move], scores: Sequence[float] = ()) -> list[CheckedMove]:
+        """The verdict on each move, each with the allowed ones before it begun."""
+        checked: list[CheckedMove] = []
+        records = self._records()
+        for i, move in enumerate(moves):
+            reason = self._why_not(state, move, records)
+            score = float(scores[i]) if i < len(scores) else 0.0
+            checked.append(checked_move(state, move, allowed=not reason, reason=reason or "allowed", score=score))
+            if not reason:
+                records.append(self._record(state, move, 0))
                 state = with_move(state, move, self.settings.limits)
         return checked
 
-    def act(self, checked: list[CheckedMove]) -> list[CheckedMove]:
+    def _records(self) -> list[MoveRecord]:
+        return self.journal.moves_since(self._clock() - memory_s(self.settings.brakes))
+
+    def _why_not(self, state: ClusterState, move: Move, records: Sequence[MoveRecord]) -> str:
+        """Why a move is refused on this state, by the safety filter or by a brake; empty if it is allowed."""
+        verdict = check_move(state, move, self.settings.limits)
+        if not verdict.allowed:
+            return verdict.reason.name.lower()
+        return brake(state, move, records, self.settings.brakes, self.settings.limits, self._clock()) or ""
+
+    def _record(self, state: ClusterState, move: Move, decision_id: int) -> MoveRecord:
+        """The intent of an allowed move."""
+        st, now_s = state.arrays, self._clock()
+        return MoveRecord(
+            move_id=secrets.token_hex(8),
+            decision_id=decision_id,
+            deployment=state.spec.deployments[int(st.replica_deployment[move.replica_idx])].key,
+            replica_id=state.replica_ids[move.replica_idx],
+            from_node=state.node_ids[int(st.replica_node[move.replica_idx])],
+            to_node=state.node_ids[move.node_idx],
+            started_s=now_s,
+            phase_s=now_s,
+        )
+
+    def act(self, checked: Sequence[CheckedMove], decision_id: int) -> list[CheckedMove]:
         """Starts the allowed moves; each is checked again on a fresh snapshot right before it starts."""
         done: list[CheckedMove] = []
         begun: list[CheckedMove] = []
         for item in checked:
-            done.append(self._start(item, begun) if item.allowed else item)
+            done.append(self._start(item, begun, decision_id) if item.allowed else item)
             if done[-1].move_id:
                 begun.append(done[-1])
         return done
 
-    def _start(self, item: CheckedMove, begun: list[CheckedMove]) -> CheckedMove:
+    def _start(self, item: CheckedMove, begun: Sequence[CheckedMove], decision_id: int) -> CheckedMove:
         state = self._snapshot()
         for earlier in begun:
-            state = _with_begun(state, earlier, self.settings)
-        move = _same_move(state, item)
+            state = with_begun(state, earlier, self.settings.limits)
+        move = same_move(state, item)
         if move is None:
-            return _refused(item, "the replica or the node is gone")
-        verdict = check_move(state, move, self.settings.limits)
-        if not verdict.allowed:
-            return _refused(item, f"no longer allowed: {verdict.reason.name.lower()}")
-        if self.mode != Mode.ACT:
-            return _refused(item, f"the mode is {self.mode} now")
+            return refused(item, "the replica or the node is gone")
+        reason = self._why_not(state, move, self._records())
+        if reason:
+            return refused(item, f"no longer allowed: {reason}")
+        halted = self._halted()
+        if halted:
+            return refused(item, halted)
+        record = self._record(state, move, decision_id)
+        self.journal.intend(record)
         try:
-            move_id = self._executor.start(state, move)
+            self._executor.start(state, move, record.move_id)
         except ExecutorError as err:
-            return _refused(item, str(err))
+            self._set_phase(record, RecordedPhase.CANCELLED, str(err))
+            return refused(item, str(err))
+        self._set_phase(record, RecordedPhase.STARTING)
         self._history.note_move(item.deployment, state.now_s)
-        self.moves[move_id] = {**item.as_json(), "move_id": move_id, "started_s": state.now_s, "phase": "starting"}
-        return _checked(state, move, True, "allowed", move_id)
+        return dataclasses.replace(item, move=move, from_node=record.from_node, move_id=record.move_id)
+
+    def _halted(self) -> str:
+        """Why nothing at all may be moved now, empty if it may."""
+        if self._stop.is_set():
+            return "the decider is being stopped"
+        if self.mode != Mode.ACT:
+            return f"the mode is {self.mode} now"
+        why = self._may_act()  # a paused decider keeps the lease, or another would go on where it stopped
+        return f"paused: {self.paused}" if self.paused else why
+
+    def set_mode(self, mode: Mode) -> None:
+        """Changes the mode; the loop, woken, lets the cluster go where it no longer acts.
+
+        Raises:
+            ClusterError: It cannot act on this cluster.
+        """
+        if mode == Mode.ACT:
+            self._executor.check()
+        self.mode = mode
+        self.journal.add_event("mode", str(mode), self._clock())
+        self._wake.set()
+
+    def reconfigure(self, settings: LiveSettings, fallback: Policy) -> None:
+        """Takes other settings from the next tick on; the policy keeps the limits it was made with."""
+        self.settings, self._plans.fallback = settings, fallback
+        self.journal.add_event("settings", "changed", self._clock())
+        self._wake.set()
+
+    def cancel(self, move_id: str) -> bool:
+        """Asks a move that still starts to end; False where the journal has no such move.
+
+        Raises:
+            ClusterError: The cluster does not answer.
+        """
+        record = self.journal.move(move_id)
+        if record is None:
+            return False
+        if not record.is_final:
+            self._executor.cancel(move_id)
+            self._wake.set()
+        return True
+
+    @property
+    def paused(self) -> str:
+        """Why nothing is moved until ``resume``, empty if it is not paused. It outlives this process."""
+        return self.journal.noted(_PAUSED) or ""
+
+    def pause(self, why: str) -> None:
+        """Moves nothing more until ``resume``; what is under way goes on, and decisions are recorded as before."""
+        self.journal.note(_PAUSED, why)
+        self.journal.add_event("paused", why, self._clock())
+        log.warning("paused: %s", why)
+
+    def resume(self) -> None:
+        """Ends a pause; moves undone before no longer count for the churn breaker."""
+        self.journal.note(_RESUMED_S, repr(self._clock()))
+        self.journal.note(_PAUSED, "")
+        self.journal.add_event("resumed", "", self._clock())
+
+    def _break_churn(self) -> None:
+        since_s = float(self.journal.noted(_RESUMED_S) or "-inf")
+        why = churn(self._records(), self.settings.brakes, since_s, self._clock())
+        if why and not self.paused:
+            self.pause(f"{why}; nothing is moved until it is resumed")
 
     def watch(self) -> None:
         """Follows the moves that have not ended."""
-        for move_id, entry in self.moves.items():
-            if entry["phase"] not in _FINAL:
-                phase = self._executor.phase(move_id)
-                if phase != entry["phase"]:
-                    entry["phase"] = str(phase)
-                    self.journal.add({"time_s": self._clock(), "move_id": move_id, "phase": str(phase)})
-                    log.info("move %s of %s: %s", move_id, entry["deployment"], phase)
+        begun = self.journal.open_moves()
+        if not begun:
+            return
+        statuses = self._executor.statuses()
+        for record in begun:
+            seen = statuses.get(record.move_id)
+            if seen is None:
+                phase, detail, replacement = RecordedPhase.FAILED, "nobody knows of this move", None
+            else:
+                phase, detail, replacement = RecordedPhase(seen.phase.value), seen.detail, seen.replacement_id
+            if (phase, replacement or "") != (record.phase, record.replacement_id):
+                self._set_phase(record, phase, detail, replacement or "")
+
+    def _set_phase(self, record: MoveRecord, phase: RecordedPhase, detail: str = "", replacement_id: str = "") -> None:
+        now_s = self._clock()
+        self.journal.set_phase(record.move_id, phase, now_s, detail=detail, replacement_id=replacement_id)
+        if phase != record.phase:
+            self.metrics.saw_phase(phase, now_s - record.started_s)
+        log.info("move %s of %s: %s %s", record.move_id, record.deployment, phase, detail)
 
     def tick(self) -> Decision | None:
         """One decision; None in mode ``off``.
@@ -196,87 +275,118 @@ class Decider:
         Raises:
             ClusterError: The cluster cannot be read.
         """
+        if not self._is_recovered:
+            self.recover()
         self.watch()
         mode = self.mode
+        if mode != Mode.ACT:
+            self._let_go()
         if mode == Mode.OFF:
             return None
         state = self._snapshot()
-        started_s = time.perf_counter()
-        plan, name = self.decide(state)
-        latency_s = time.perf_counter() - started_s
-        checked = self.check(state, plan)
+        self.metrics.saw_undone(self._undone.look(state))
+        self._break_churn()
+        decision = self._decision(state, mode)
         if mode == Mode.ACT:
-            checked = self.act(checked)
+            halted = self._halted() or self._keep_attached()
+            if halted:
+                stopped = tuple(refused(m, halted) if m.allowed else m for m in decision.moves)
+                decision = dataclasses.replace(decision, moves=stopped)
+        decision_id = self.journal.add_decision(decision.as_json(), state)
+        if mode == Mode.ACT and any(m.allowed for m in decision.moves):
+            decision = dataclasses.replace(decision, moves=tuple(self.act(decision.moves, decision_id)))
+            self.journal.revise_decision(decision_id, decision.as_json())
+        self.metrics.saw_decision(decision, is_fallback=decision.policy != self._plans.policy.name)
+        self.last_state, self.last_decision = state, decision
+        started = sum(bool(m.move_id) for m in decision.moves)
+        log.info("decision %d: %d moves, %d started (%s)", decision_id, len(decision.moves), started, decision.reason)
+        return decision
+
+    def _decision(self, state: ClusterState, mode: Mode) -> Decision:
+        started_s = time.perf_counter()
+        plan, name = self._plans.plan(state, self.settings.plan_deadline_s)
+        latency_s = time.perf_counter() - started_s
         present = state.arrays.node_type[state.arrays.node_phase > 0]
-        decision = Decision(
+        return Decision(
             time_s=state.now_s,
             mode=mode,
             policy=name,
             reason=plan.reason,
-            moves=tuple(checked),
+            moves=tuple(self.check(state, plan.moves, plan.scores)),
+            candidates=tuple(
+                ConsideredPlan(candidate=c, moves=tuple(self.check(state, c.moves)))
+                for c in plan.candidates[:_MAX_CANDIDATES]
+            ),
+            expected_saving_usd=plan.expected_saving_usd,
             num_nodes=len(present),
             usd_per_h=float(state.spec.arrays.type_price_usd_per_h[present].sum()),
             latency_s=latency_s,
+            state_digest=state.digest(),
         )
-        self.last_state, self.last_decision = state, decision
-        self.journal.add(decision.as_json())
-        log.info("%s", decision.as_json())
-        return decision
 
     def run(self) -> None:
-        """Ticks until ``stop``. The one broad except: an error costs this tick and is told by ``last_error``."""
+        """Ticks until ``stop``, and follows the moves between ticks."""
         while not self._stop.is_set():
-            try:
-                self.tick()
+            if self._try(self.tick):
                 self.last_error = ""
-            except Exception as err:
-                log.exception("the tick failed; the cluster stays as it is")
-                self.last_error = f"{type(err).__name__}: {err}"
-                self.journal.add({"time_s": self._clock(), "error": self.last_error})
-            self._stop.wait(self.settings.decision_interval_s)
+            next_s = time.monotonic() + self.settings.decision_interval_s
+            while not self._wake.wait(max(0.0, min(_WATCH_S, next_s - time.monotonic()))):
+                if time.monotonic() >= next_s:
+                    break
+                self._try(self.watch)
+            self._wake.clear()
+
+    def _try(self, step: Callable[[], object]) -> bool:
+        """The one broad except: an error costs this step and is told by ``last_error``. Whether there was none."""
+        try:
+            step()
+        except Exception as err:
+            log.exception("the tick failed; the cluster stays as it is")
+            self.last_error = f"{type(err).__name__}: {err}"
+            self.metrics.saw_error()
+            self._record_error()
+            return False
+        return True
+
+    def _record_error(self) -> None:
+        try:
+            self.journal.add_event("error", self.last_error, self._clock())
+        except Exception:  # a journal that cannot be written may be what failed; the loop goes on and moves nothing
+            log.exception("the journal cannot be written")
+
+    def _keep_attached(self) -> str:
+        """Why the cluster cannot be acted on, empty if it can."""
+        try:
+            was_lost = self._executor.keep_attached()
+        except ClusterError as err:
+            return str(err)
+        if was_lost:
+            log.warning("the controller is another than before: attached again")
+            self.journal.add_event("reattached", "the Serve controller had restarted", self._clock())
+        if not self.journal.noted(_ATTACHED):
+            self.journal.note(_ATTACHED, "yes")
+        return ""
+
+    def _let_go(self) -> None:
+        """Leaves the cluster to whoever acts next. Cancels what still starts, of an earlier decider's too."""
+        if self.journal.noted(_ATTACHED):
+            if not self._may_act():
+                self._executor.keep_attached()  # a dead decider's attachment is ours to undo, unless another acts
+            if self._executor.detach():
+                self.journal.note(_ATTACHED, "")
+        self._stand_down()
+
+    def close(self) -> None:
+        """After ``run`` has ended: lets the cluster go and records how the last moves ended.
+
+        Raises:
+            ClusterError: The cluster does not answer.
+        """
+        self._let_go()
+        self.watch()
 
     def stop(self) -> None:
         """Ends ``run`` after the present tick."""
         self._stop.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _checked(state: ClusterState, move: Move, allowed: bool, reason: str, move_id: str = "") -> CheckedMove:
-    st = state.arrays
-    r, n = move
-    known = 0 <= r < len(state.replica_ids) and st.replica_deployment[r] >= 0
-    source = int(st.replica_node[r]) if known else -1
-    return CheckedMove(
-        move=move,
-        deployment=state.spec.deployments[int(st.replica_deployment[r])].key if known else "",
-        replica_id=state.replica_ids[r] if known else "",
-        from_node=state.node_ids[source] if source >= 0 else "",
-        to_node=state.node_ids[n] if 0 <= n < len(state.node_ids) else "",
-        allowed=allowed,
-        reason=reason,
-        move_id=move_id,
-    )
-
-
-def _refused(item: CheckedMove, reason: str) -> CheckedMove:
-    values = {name: getattr(item, name) for name in item.__slots__}
-    return CheckedMove(**{**values, "allowed": False, "reason": reason})
-
-
-def _same_move(state: ClusterState, item: CheckedMove) -> Move | None:
-    """The move in the rows of another snapshot, None where its replica or node is gone."""
-    try:
-        return Move(state.replica_ids.index(item.replica_id), state.node_ids.index(item.to_node))
-    except ValueError:
-        return None
-
-
-def _with_begun(state: ClusterState, earlier: CheckedMove, settings: LiveSettings) -> ClusterState:
-    """Adds a move that the controller has taken but the snapshot does not show yet."""
-    move = _same_move(state, earlier)
-    if move is None:
-        return state
-    peer = int(state.arrays.replica_peer[move.replica_idx])
-    if peer >= 0 and peer != move.replica_idx:
-        return state
-    return with_move(state, move, settings.limits)
+        self._wake.set()
+        self._plans.stop()

@@ -1,41 +1,45 @@
-"""The decider as a Ray Serve application of one replica on the head node, with its HTTP interface.
+"""The decider as a Ray Serve application of one replica on the head node.
 
-``GET /healthz /state /plan /decisions /moves``, and ``POST /mode`` with a bearer token. It lives in the cluster it
-decides about, under the Serve proxy of that cluster.
+It lives in the cluster it decides about, under the Serve proxy of that cluster; ``api.py`` is its HTTP interface.
 """
 
-import hmac
+import json
 import logging
-import math
 import os
+import secrets
+import socket
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, Header, HTTPException
-from pydantic import BaseModel
+from fastapi import FastAPI
 from ray import serve
 
-from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
-from rayfold.errors import ClusterError
+from rayfold.errors import ClusterError, InputError
 from rayfold.policies.best_fit import BestFit
 from rayfold.policies.protocol import Policy
-from rayfold.serving.decider import Decider, Mode
-from rayfold.serving.executor import ServeExecutor
+from rayfold.serving import controller_view
+from rayfold.serving.api import make_api
+from rayfold.serving.decider import Decider
+from rayfold.serving.decision import Mode
+from rayfold.serving.executor import ServeExecutor, call_controller
 from rayfold.serving.history import History
 from rayfold.serving.journal import Journal
-from rayfold.serving.live_settings import LiveSettings
+from rayfold.serving.lease import GcsStore, Lease
+from rayfold.serving.live_settings import LiveSettings, merge_settings, parse_live_settings, settings_as_json
 from rayfold.serving.snapshot import OWN_APP, take_snapshot
 
-__all__ = ["DEPLOYMENT", "ROUTE", "DeciderConfig", "decider_application", "describe_state"]
+__all__ = ["DEPLOYMENT", "JOURNAL_NAME", "ROUTE", "DeciderConfig", "decider_application"]
 
 log = logging.getLogger(__name__)
 
 DEPLOYMENT, ROUTE = "Decider", f"/{OWN_APP}"
-_MAX_LISTED = 1000
-_api = FastAPI(title="rayfold decider")
+JOURNAL_NAME = "rayfold_journal.sqlite3"
+_LEASE_TICKS = 3  # a lease outlives so many decision intervals
+_STEERED = "steered"  # the journal's note of mode and settings as they were set over HTTP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,51 +49,101 @@ class DeciderConfig:
     policy: Policy
     settings: LiveSettings
     mode: Mode
-    token: str  # bearer of POST /mode
-    journal_path: Path | None = None  # on the head node
+    token: str  # bearer
+    journal_path: Path | None = None  # on the head node; None = a file in Ray's session folder there
     seed: int = 0
+    # A replica that Serve restarts takes up what was set over HTTP; a new deployment begins with its own.
+    deployment_id: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
-class _ModeRequest(BaseModel):
-    mode: Mode
+def _session_dir() -> Path:
+    """Where this Ray cluster keeps its files on this node: what lies there outlives the decider's process."""
+    from ray._private.worker import global_worker
+
+    node: Any = global_worker.node
+    return Path(node.get_session_dir_path())
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+class LiveControls:
+    """The decider on the cluster this process is connected to, with what it takes to steer it.
+
+    Args:
+        config: What it was deployed with.
+    """
+
+    def __init__(self, config: DeciderConfig) -> None:
+        self._id, history = config.deployment_id, History()
+        self._journal = Journal(config.journal_path or _session_dir() / JOURNAL_NAME)
+        mode, settings = self._as_steered(config)
+        self._lease = Lease(GcsStore(), socket.gethostname(), _lease_ttl_s(settings), owner=config.deployment_id)
+        self._executor = ServeExecutor(
+            move_timeout_s=settings.move_timeout_s, fence_s=settings.limits.fence_s, term=lambda: self._lease.term
+        )
+        self.decider: Decider = Decider(
+            policy=config.policy,
+            fallback=BestFit(settings.limits),
+            settings=settings,
+            snapshot=lambda: take_snapshot(self.decider.settings, history),
+            history=history,
+            executor=self._executor,
+            mode=mode,
+            journal=self._journal,
+            rng=np.random.default_rng(config.seed),
+            may_act=self._may_act,
+            stand_down=self._lease.release,
+        )
+
+    def _as_steered(self, config: DeciderConfig) -> tuple[Mode, LiveSettings]:
+        noted = json.loads(self._journal.noted(_STEERED) or "{}")
+        if noted.get("deployment_id") != config.deployment_id:
+            return config.mode, config.settings
+        try:
+            settings = parse_live_settings(noted["settings"], "the journal's settings")
+        except InputError:
+            log.exception("taking the settings of the deployment")
+            settings = config.settings
+        return Mode(noted["mode"]), settings
+
+    def _note_steering(self) -> None:
+        values = {"mode": self.decider.mode, "settings": settings_as_json(self.decider.settings)}
+        self._journal.note(_STEERED, json.dumps({"deployment_id": self._id, **values}))
+
+    def _may_act(self) -> str:
+        if not self.decider.settings.act_beside_ray_compaction:
+            why = str(call_controller(controller_view.own_compaction))
+            if why:
+                return f"{why}; set act_beside_ray_compaction to act all the same"
+        return self._lease.hold()
+
+    def lease_held(self) -> bool:
+        """See ``Controls``."""
+        return self._lease.term > 0
+
+    def set_mode(self, mode: Mode) -> None:
+        """See ``Controls``."""
+        self.decider.set_mode(mode)
+        self._note_steering()
+
+    def apply_settings(self, content: Mapping[str, Any]) -> LiveSettings:
+        """See ``Controls``."""
+        made = merge_settings(self.decider.settings, content, "settings")
+        self._executor.move_timeout_s, self._executor.fence_s = made.move_timeout_s, made.limits.fence_s
+        self._lease.ttl_s = _lease_ttl_s(made)
+        self.decider.reconfigure(made, BestFit(made.limits))
+        self._note_steering()
+        return made
+
+    def close(self) -> None:
+        """After the loop has ended: leaves the controller as it was found."""
+        try:
+            self.decider.close()
+        except ClusterError as err:
+            log.warning("could not detach: %s", err)
+        self._journal.close()
 
 
-def describe_state(state: ClusterState) -> dict[str, Any]:
-    """A state in words, for people: JSON values only."""
-    st, spec = state.arrays, state.spec
-    types = {n: spec.node_types[int(st.node_type[n])] for n in np.flatnonzero(st.node_phase > 0)}
-    nodes = [
-        {
-            "node_id": state.node_ids[n],
-            "node_type": node_type.name,
-            "phase": NodePhase(int(st.node_phase[n])).name.lower(),
-            "free": dict(zip(spec.resource_names, st.node_free[n].tolist(), strict=True)),
-            "releasable": bool(st.node_releasable[n]),
-            "fenced": bool(st.node_fenced_until_s[n] > state.now_s),
-            "idle_s": _finite(state.now_s - st.node_idle_since_s[n]),
-            "price_usd_per_h": node_type.price_usd_per_h,
-        }
-        for n, node_type in types.items()
-    ]
-    replicas = [
-        {
-            "replica_id": state.replica_ids[r],
-            "deployment": spec.deployments[int(st.replica_deployment[r])].key,
-            "node_id": state.node_ids[st.replica_node[r]] if st.replica_node[r] >= 0 else None,
-            "phase": ReplicaPhase(int(st.replica_phase[r])).name.lower(),
-            "moving": bool(st.replica_peer[r] >= 0),
-        }
-        for r in range(len(state.replica_ids))
-    ]
-    deployments = [
-        {"deployment": d.key, "target": int(st.deployment_target[i]), "ongoing": float(st.deployment_ongoing[i])}
-        for i, d in enumerate(spec.deployments)
-    ]
-    return {"now_s": state.now_s, "nodes": nodes, "replicas": replicas, "deployments": deployments}
+def _lease_ttl_s(settings: LiveSettings) -> float:
+    return max(settings.lease_ttl_s, _LEASE_TICKS * settings.decision_interval_s)
 
 
 @serve.deployment(
@@ -98,7 +152,7 @@ def describe_state(state: ClusterState) -> dict[str, Any]:
     graceful_shutdown_timeout_s=10,
     health_check_timeout_s=60,
 )
-@serve.ingress(_api)
+@serve.ingress()
 class DeciderService:
     """Runs the loop in a thread and answers questions about it."""
 
@@ -109,22 +163,13 @@ class DeciderService:
         torch.set_num_threads(1)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         logging.getLogger("rayfold").setLevel(logging.INFO)
-        settings, history = config.settings, History()
-        self._token = config.token
-        self._executor = ServeExecutor(move_timeout_s=settings.move_timeout_s, fence_s=settings.limits.fence_s)
-        self._decider = Decider(
-            policy=config.policy,
-            fallback=BestFit(settings.limits),
-            settings=settings,
-            snapshot=lambda: take_snapshot(settings, history),
-            history=history,
-            executor=self._executor,
-            mode=config.mode,
-            journal=Journal(config.journal_path),
-            rng=np.random.default_rng(config.seed),
-        )
-        self._thread = threading.Thread(target=self._decider.run, name="decider", daemon=True)
+        self._controls, self._token = LiveControls(config), config.token
+        self._thread = threading.Thread(target=self._controls.decider.run, name="decider", daemon=True)
         self._thread.start()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve once the loop runs."""
+        return make_api(self._controls, self._token)
 
     def check_health(self) -> None:
         """Called by Serve: a loop that has died is replaced."""
@@ -132,63 +177,12 @@ class DeciderService:
             raise RuntimeError("the decision loop has ended")
 
     def __del__(self) -> None:
-        """Called by Serve when the replica stops: leaves the controller as it was found."""
+        """Called by Serve when the replica stops."""
         if not hasattr(self, "_thread"):
             return
-        self._decider.stop()
+        self._controls.decider.stop()
         self._thread.join(5.0)
-        try:
-            self._executor.detach()
-        except ClusterError as err:
-            log.warning("could not detach: %s", err)
-
-    @_api.get("/healthz")
-    def healthz(self) -> dict[str, Any]:
-        """Mode, time of the last decision (Unix s) and error of the last tick."""
-        last = self._decider.last_decision
-        return {
-            "status": "failing" if self._decider.last_error else "ok",
-            "mode": self._decider.mode,
-            "last_decision_s": last.time_s if last else None,
-            "error": self._decider.last_error,
-        }
-
-    @_api.get("/state")
-    def state(self) -> dict[str, Any]:
-        """The last snapshot."""
-        state = self._decider.last_state
-        return describe_state(state) if state else {}
-
-    @_api.get("/plan")
-    def plan(self) -> dict[str, Any]:
-        """The last decision."""
-        last = self._decider.last_decision
-        return last.as_json() if last else {}
-
-    @_api.get("/decisions")
-    def decisions(self, limit: int = 50) -> list[dict[str, Any]]:
-        """The newest entries of the journal, oldest first."""
-        return self._decider.journal.last(min(limit, _MAX_LISTED))
-
-    @_api.get("/moves")
-    def moves(self) -> list[dict[str, Any]]:
-        """The newest moves of this decider, with their phases."""
-        return list(self._decider.moves.values())[-_MAX_LISTED:]
-
-    @_api.post("/mode")
-    def set_mode(self, request: _ModeRequest, authorization: str = Header(default="")) -> dict[str, str]:
-        """Changes the mode; only ``act`` touches the cluster, and leaving it detaches from the controller."""
-        if not hmac.compare_digest(authorization.encode(), f"Bearer {self._token}".encode()):
-            raise HTTPException(status_code=401, detail="a bearer token is required")
-        if request.mode == Mode.ACT:
-            try:
-                self._executor.attach()
-            except ClusterError as err:
-                raise HTTPException(status_code=409, detail=str(err)) from err
-        before, self._decider.mode = self._decider.mode, request.mode
-        if before == Mode.ACT and request.mode != Mode.ACT:
-            self._executor.detach()
-        return {"mode": request.mode}
+        self._controls.close()
 
 
 def decider_application(config: DeciderConfig, runtime_env: dict[str, Any] | None = None) -> Any:

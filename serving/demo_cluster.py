@@ -18,15 +18,15 @@ from rayfold.envs.cluster import Interval, NodeType
 from rayfold.envs.safety import Limits
 from rayfold.errors import ClusterError
 from rayfold.policies.by_name import make_policy
-from rayfold.serving.attach import deploy_decider, read_token
-from rayfold.serving.decider import Mode
-from rayfold.serving.decider_app import describe_state
+from rayfold.serving.attach import NUM_CANDIDATES, deploy_decider, read_token
+from rayfold.serving.decision import Mode
 from rayfold.serving.demo_apps import deploy_echo, scale_echo
 from rayfold.serving.history import History
-from rayfold.serving.live_settings import DeploymentSettings, LiveSettings, NodeTypeSettings
+from rayfold.serving.live_settings import Brakes, DeploymentSettings, LiveSettings, NodeTypeSettings
 from rayfold.serving.load import HttpLoad
 from rayfold.serving.local_cluster import LocalCluster, free_port
 from rayfold.serving.snapshot import take_snapshot
+from rayfold.serving.state_view import describe_state
 
 __all__ = ["DemoDeployment", "DemoSpec", "LiveDemoResult", "demo_spec", "run_live_demo"]
 
@@ -102,6 +102,9 @@ def demo_spec() -> DemoSpec:
             node_types={"gpu4": NodeTypeSettings(price_usd_per_h=4.0, max_nodes=4, boot_s=Interval(8.0, 15.0))},
             deployments={name: startup for name in ("a", "b", "c")},
             limits=Limits(max_concurrent_moves=2, deployment_cooldown_s=10.0, fence_s=120.0),
+            # A day's worth of moves in a few minutes.
+            brakes=Brakes(moves_per_h=100, moves_per_deployment_h=100, moving_frac=0.5, min_run_s=30.0),
+            lease_ttl_s=15.0,
         ),
     )
 
@@ -170,7 +173,8 @@ def run_live_demo(
         ClusterError: The cluster did not start or did not settle.
     """
     spec = spec or demo_spec()
-    policy = make_policy("best_fit" if bundle is None else str(bundle), spec.settings.limits)
+    name = "best_fit" if bundle is None else str(bundle)
+    policy = make_policy(name, spec.settings.limits, num_candidates=NUM_CANDIDATES)
     workers = NodeType(
         name=spec.node_type.name,
         resources=spec.node_type.resources,

@@ -8,9 +8,10 @@ import itertools
 import logging
 import secrets
 import sys
+import threading
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import ray
 
@@ -18,23 +19,14 @@ from rayfold.envs.moves import Move, MovePhase
 from rayfold.envs.state import ClusterState
 from rayfold.errors import ClusterError, ExecutorError
 from rayfold.serving import controller_patch
+from rayfold.serving.live_moves import FINAL, MoveRecord, MoveStatus, RecordedPhase
 
 __all__ = ["MoveStatus", "ServeExecutor", "call_controller", "serve_controller"]
 
 log = logging.getLogger(__name__)
 
 _CALL_TIMEOUT_S = 20.0
-_FINAL = (MovePhase.DONE, MovePhase.FAILED, MovePhase.CANCELLED)
-
-
-class MoveStatus(NamedTuple):
-    """What is known of one move."""
-
-    phase: MovePhase
-    detail: str  # why it failed or was cancelled
-    replica_id: str
-    replacement_id: str | None
-    node_id: str
+_PICKLING = threading.Lock()
 
 
 def serve_controller() -> Any:
@@ -58,25 +50,28 @@ def call_controller(fn: Callable[..., Any], *args: Any, timeout_s: float = _CALL
         ClusterError: The controller did not answer in time or is gone.
     """
     cloudpickle: Any = ray.cloudpickle
-    module = sys.modules[fn.__module__]
-    cloudpickle.register_pickle_by_value(module)
+    module, controller = sys.modules[fn.__module__], serve_controller()
     try:
-        ref = serve_controller().__ray_call__.remote(fn, *args)
+        with _PICKLING:  # the registration is the process's, and the HTTP threads call too
+            cloudpickle.register_pickle_by_value(module)
+            try:
+                ref = controller.__ray_call__.remote(fn, *args)
+            finally:
+                cloudpickle.unregister_pickle_by_value(module)
         return ray.get(ref, timeout=timeout_s)
     except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError) as err:
         raise ClusterError(f"the Serve controller did not answer {fn.__name__}: {err}") from err
-    finally:
-        cloudpickle.unregister_pickle_by_value(module)
 
 
 class ServeExecutor:
-    """Moves replicas of the Serve cluster this process is connected to.
+    """Moves replicas of the Serve cluster this process is connected to. One thread at a time but for ``cancel``.
 
     Args:
         move_timeout_s: A replacement must serve by then, or its move is cancelled.
         fence_s: A node that a replica was moved off takes no new replicas for this long, while others have room.
         tested_ray: Versions of Ray that may be touched.
         clock: Unix time in seconds.
+        term: Of the lease this process holds, 0 without one.
     """
 
     def __init__(
@@ -86,14 +81,29 @@ class ServeExecutor:
         fence_s: float = 600.0,
         tested_ray: tuple[str, ...] = controller_patch.TESTED_RAY,
         clock: Callable[[], float] = time.time,
+        term: Callable[[], int] = lambda: 0,
     ) -> None:
         self.move_timeout_s, self.fence_s = move_timeout_s, fence_s
-        self._tested_ray, self._clock = tested_ray, clock
+        self._tested_ray, self._clock, self._term = tested_ray, clock, term
         self._counter, self._prefix = itertools.count(), secrets.token_hex(4)
         self._known: dict[str, MoveStatus] = {}
+        self._fences: dict[str, float] = {}  # what a restarted controller must be told again
+        self._sources: dict[str, str] = {}  # move id to the node that the replica leaves
+        self._doubtful: set[str] = set()  # the controller did not say whether it took them
+        self._token = ""
+
+    def check(self) -> None:
+        """Whether this Ray may be touched; touches nothing.
+
+        Raises:
+            ClusterError: It may not (observing still works), or Serve cannot be reached.
+        """
+        reason = str(call_controller(controller_patch.untested, self._tested_ray))
+        if reason:
+            raise ClusterError(f"refused: {reason}; use mode observe or recommend")
 
     def attach(self) -> None:
-        """Makes the controller able to move replicas; repeating it is harmless.
+        """Makes the controller able to move replicas; repeating it is harmless, and finds a restarted controller.
 
         Raises:
             ClusterError: Ray is not a tested version (observing still works), or Serve cannot be reached.
@@ -101,18 +111,43 @@ class ServeExecutor:
         answer = str(call_controller(controller_patch.attach, self._tested_ray))
         if answer.startswith("refused"):
             raise ClusterError(f"{answer}; use mode observe or recommend")
+        token = answer.rpartition(" ")[2]
+        if token == self._token:
+            return
+        self._token = token
+        now_s = self._clock()
+        self._fences = {node: until_s for node, until_s in self._fences.items() if until_s > now_s}
+        for node, until_s in self._fences.items():
+            call_controller(controller_patch.fence, node, until_s)
         log.info("controller: %s", answer)
 
-    def detach(self) -> None:
-        """Cancels what still starts and leaves the controller as it was found."""
+    def keep_attached(self) -> bool:
+        """See ``LiveExecutor``: a restarted controller is told by its token, and gets its fences again.
+
+        Raises:
+            ClusterError: The controller did not answer.
+        """
+        before = self._token
+        self.attach()
+        return bool(before) and self._token != before
+
+    def detach(self) -> bool:
+        """Cancels what still starts and leaves the controller as it was found, unless another has taken it over."""
+        if not self._token:
+            return False
         self.statuses()
-        call_controller(controller_patch.detach)
+        call_controller(controller_patch.detach, self._term())
+        self._token, self._fences = "", {}
         for move_id, status in self._known.items():
             if status.phase == MovePhase.STARTING:
                 self._known[move_id] = status._replace(phase=MovePhase.CANCELLED, detail="detached")
+            elif status.phase == MovePhase.DRAINING:
+                detail = "detached: Serve stops the old replica by itself"
+                self._known[move_id] = status._replace(phase=MovePhase.DONE, detail=detail)
+        return True
 
-    def start(self, state: ClusterState, move: Move) -> str:
-        """Starts a move; see ``Executor``. The state must be a live snapshot.
+    def start(self, state: ClusterState, move: Move, move_id: str = "") -> str:
+        """Starts a move; see ``LiveExecutor``. The state must be a live snapshot.
 
         Raises:
             ExecutorError: The move cannot be started.
@@ -121,41 +156,74 @@ class ServeExecutor:
         deployment = state.spec.deployments[d]
         replica_id, node_id = state.replica_ids[move.replica_idx], state.node_ids[move.node_idx]
         source = state.node_ids[int(state.arrays.replica_node[move.replica_idx])]
-        move_id = f"{self._prefix}-{next(self._counter)}"
-        args = (move_id, deployment.app, deployment.name, replica_id, node_id, self.move_timeout_s)
+        move_id = move_id or f"{self._prefix}-{next(self._counter)}"
+        args = (move_id, deployment.app, deployment.name, replica_id, node_id, self.move_timeout_s, self._term())
         try:
             self.attach()
-            answer = str(call_controller(controller_patch.start_move, *args))
-            if answer == "ok":
-                call_controller(controller_patch.fence, source, self._clock() + self.fence_s)
         except ClusterError as err:
             raise ExecutorError(str(err)) from err
-        if answer != "ok":
-            raise ExecutorError(f"{deployment.key}: replica {replica_id} to node {node_id}: {answer}")
-        self._known[move_id] = MoveStatus(MovePhase.STARTING, "", replica_id, None, node_id)
+        status = MoveStatus(MovePhase.STARTING, "", replica_id, None, node_id)
+        try:
+            answer = str(call_controller(controller_patch.start_move, *args))
+            if answer != "ok":
+                raise ExecutorError(f"{deployment.key}: replica {replica_id} to node {node_id}: {answer}")
+            self._known[move_id] = status
+            self._fence(move_id, source)
+        except ClusterError as err:
+            # The move may be under way: the next look at the controller tells, or keeps it from beginning.
+            log.warning("move %s: %s", move_id, err)
+            if move_id not in self._known:
+                self._known[move_id] = status
+                self._doubtful.add(move_id)
         return move_id
 
-    def statuses(self) -> dict[str, MoveStatus]:
-        """Every move this executor started, brought up to date.
+    def _fence(self, move_id: str, source: str) -> None:
+        self._sources[move_id], self._fences[source] = source, self._clock() + self.fence_s
+        call_controller(controller_patch.fence, source, self._fences[source])
+
+    def adopt(self, moves: Sequence[MoveRecord]) -> None:
+        """Takes over the moves of an earlier decider; see ``LiveExecutor``.
 
         Raises:
             ClusterError: The controller did not answer.
         """
-        if all(status.phase in _FINAL for status in self._known.values()):
-            return dict(self._known)
-        answer = call_controller(controller_patch.move_status)
-        for move_id, known in self._known.items():
-            if known.phase in _FINAL:
-                continue
-            seen = (answer or {}).get(move_id)
+        call_controller(controller_patch.close_moves, [m.move_id for m in moves])
+        for record in moves:
+            phase = MovePhase.STARTING if record.phase == RecordedPhase.INTENDED else MovePhase(record.phase.value)
+            status = MoveStatus(phase, record.detail, record.replica_id, record.replacement_id or None, record.to_node)
+            self._known[record.move_id] = status
+            self._sources[record.move_id] = record.from_node
+            self._fences[record.from_node] = record.started_s + self.fence_s
+
+    def statuses(self) -> dict[str, MoveStatus]:
+        """Every move this executor started or adopted, brought up to date.
+
+        Raises:
+            ClusterError: The controller did not answer.
+        """
+        waiting = [move_id for move_id, status in self._known.items() if status.phase not in FINAL]
+        answer = call_controller(controller_patch.close_moves, sorted(self._doubtful)) if waiting else {}
+        self._doubtful.clear()
+        for move_id in waiting:
+            known, seen = self._known[move_id], (answer or {}).get(move_id)
             if seen is None:  # a restarted controller keeps both replicas and stops one by its own rule
-                self._known[move_id] = known._replace(phase=MovePhase.FAILED, detail="the controller restarted")
-                continue
-            phase = MovePhase(seen["phase"])
-            self._known[move_id] = known._replace(
-                phase=phase, detail=seen["detail"], replacement_id=seen["replacement"]
-            )
+                detail = "the controller restarted or does not know the move"
+                self._known[move_id] = known._replace(phase=MovePhase.FAILED, detail=detail)
+            else:
+                self._known[move_id] = known._replace(
+                    phase=MovePhase(seen["phase"]), detail=seen["detail"], replacement_id=seen["replacement"]
+                )
+            self._lift_fence(move_id)
         return dict(self._known)
+
+    def _lift_fence(self, move_id: str) -> None:
+        """Opens the source of a move that came to nothing, unless another move still empties or emptied it."""
+        source, undone = self._sources.get(move_id, ""), (MovePhase.FAILED, MovePhase.CANCELLED)
+        if self._known[move_id].phase not in undone or source not in self._fences:
+            return
+        if all(self._known[m].phase in undone for m, node in self._sources.items() if node == source):
+            del self._fences[source]
+            call_controller(controller_patch.fence, source, 0.0)
 
     def phase(self, move_id: str) -> MovePhase:
         """Where the move is now; see ``Executor``."""

@@ -226,6 +226,7 @@ def _fill_nodes(
         st.node_type[n], st.node_phase[n] = types[name], NodePhase.ALIVE
         st.node_fenced_until_s[n] = raw.fences.get(node.node_id, -np.inf)
         st.node_is_head[n] = node.is_head
+        st.node_is_opted_out[n] = node.node_id in settings.opted_out_nodes
         st.node_releasable[n] = told.is_releasable and not node.is_head
         if node.is_draining:
             st.node_phase[n] = NodePhase.DRAINING

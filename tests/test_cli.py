@@ -164,8 +164,8 @@ def test_what_the_issue_asks_of_evaluate(tmp_path: Path) -> None:
     assert (content["seeds"], content["horizon_s"], content["split"]) == ([3, 4], 1800.0, "validation")
     assert list(content["policies"]) == ["none", "best_fit", "learned"]
     total_usd = {name: metrics["total_usd"]["mean"] for name, metrics in content["policies"].items()}
-    for name, paired in content["total_against_frac"]["none"].items():
-        assert paired["mean"] == pytest.approx((total_usd[name] - total_usd["none"]) / total_usd["none"])
+    for name, paired in content["versus"]["none"].items():
+        assert paired["total_usd"]["mean"] == pytest.approx((total_usd[name] - total_usd["none"]) / total_usd["none"])
     assert (tmp_path / "pictures" / "b.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "a.png").exists()
 
@@ -182,7 +182,7 @@ def test_own_scenario_file_and_json(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "out" / "my.json").read_text())
     assert content["scenario"] == "my"
     assert set(content["policies"]) == {"none", "best_fit"}
-    for metric in ("total_usd", "excess_frac", "moves", "undone_moves", "unserved_replica_h", "node_h"):
+    for metric in ("total_usd", "excess_frac", "moves", "undone_moves", "unserved_request_s", "node_hours"):
         assert set(content["policies"]["none"][metric]) == {"mean", "ci95"}
     assert content["policies"]["none"]["moves"]["mean"] == 0.0
     assert (tmp_path / "out" / "my.png").read_bytes().startswith(b"\x89PNG")

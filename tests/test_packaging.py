@@ -57,7 +57,14 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert tuned <= set(names)
     assert {"rayfold/py.typed", "rayfold/policies/bundles/default/weights.safetensors"} <= set(names)
     assert {name.split("/")[1] for name in names if name.startswith("rayfold/") and name.count("/") > 1} == set(PARTS)
-    kinds = {Path(name).suffix for name in names if name.startswith("rayfold/")} - {".py", ".yaml"}
+    assert {f"rayfold/training/page/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
+    kinds = {Path(name).suffix for name in names if name.startswith("rayfold/")} - {
+        ".py",
+        ".yaml",
+        ".html",
+        ".css",
+        ".js",
+    }
     assert kinds == {".typed", ".json", ".safetensors"}  # no kernels that Numba has cached, no test data
     with zipfile.ZipFile(wheel) as archive:
         for name in names:
@@ -108,7 +115,8 @@ assert load_bundle(shipped_bundle()).card.steps > 0
     assert all(name in listing for name in SCENARIOS)
     evaluated = run(
         "-m", "rayfold", "evaluate", "--scenario", "smoke", "--policies", "none,learned", "--seeds", "1",
-        "--horizon-h", "0.25", "--json", str(tmp_path / "out.json"),
+        "--horizon-h", "0.25", "--json", str(tmp_path / "out.json"), "--html", str(tmp_path / "page"),
     )  # fmt: skip
     assert "learned" in evaluated
     assert (tmp_path / "out.png").stat().st_size > 0
+    assert (tmp_path / "page" / "index.html").stat().st_size > 10_000

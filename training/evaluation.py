@@ -1,115 +1,132 @@
 """Evaluation: every policy on the same episodes, with confidence intervals.
 
-An episode is fixed by its seed: traffic, initial placement and simulator draw from streams of their own, so that
-all policies face the same arrivals, and differences between policies are taken pair by pair.
+Differences between policies are taken pair by pair: the bootstrap draws seeds, and every policy has the same ones in a
+resample. Results of episodes that were not the same are refused.
 """
 
-import time
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from rayfold.envs.episode import Episode, scenario_layout
-from rayfold.envs.ledger import Entry
 from rayfold.envs.scenario import Scenario, Split
-from rayfold.policies.interval import Interval95, interval95
+from rayfold.errors import InputError
+from rayfold.policies.free_repacking import FreeRepacking
 from rayfold.policies.protocol import Policy
-from rayfold.policies.rollout import roll_out
+from rayfold.policies.rollout import Rearranger
+from rayfold.training.bootstrap import Estimate, mean_of, ratio, relative
+from rayfold.training.episode_result import METRICS, EpisodeResult, run_episode
+from rayfold.training.tick_record import Part
 
-__all__ = ["EpisodeResult", "Evaluation", "Interval95", "evaluate", "interval95", "run_episode"]
+__all__ = ["FREE_REPACKING", "METRICS", "NONE", "EpisodeResult", "Evaluation", "evaluate", "run_episode"]
 
-PRICE_SCALES = (0.25, 4.0)  # DESIGN §5: results are also shown at other prices of disruption and unserved demand
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpisodeResult:
-    """One policy on one episode."""
-
-    metrics: dict[str, float]  # by name; see README, "What is reported"
-    time_h: NDArray[np.float64]  # (ticks,)
-    num_nodes: NDArray[np.int64]  # (ticks,) nodes paid for
+NONE, FREE_REPACKING = "none", FreeRepacking.name  # the two ends of closed_frac
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """All policies on all seeds."""
+    """All policies on all seeds.
+
+    Raises:
+        InputError: Results of one seed come from different episodes.
+    """
 
     scenario: Scenario
     split: Split
+    days: str = ""  # as asked for; empty = the split
     seeds: tuple[int, ...]
     results: dict[str, tuple[EpisodeResult, ...]]  # by policy name, in the order of seeds
 
-    def summary(self) -> dict[str, dict[str, Interval95]]:
-        """``{policy: {metric: mean and interval}}``."""
+    def __post_init__(self) -> None:
+        for i, seed in enumerate(self.seeds):
+            digests = {name: episodes[i].episode_digest for name, episodes in self.results.items()}
+            if len(set(digests.values())) > 1:
+                got = ", ".join(f"{name}: {digest[:12]}" for name, digest in digests.items())
+                raise InputError(f"results of seed {seed}", "the same episode for every policy", got)
+
+    def summary(self) -> dict[str, dict[str, Estimate]]:
+        """``{policy: {metric: mean over seeds}}``, ``METRICS`` first."""
+        return {name: self._metrics(name) for name in self.results}
+
+    def _metrics(self, name: str) -> dict[str, Estimate]:
+        episodes = self.results[name]
+        means = {metric: mean_of([e.metrics[metric] for e in episodes]) for metric in episodes[0].metrics}
+        means["closed_frac"] = self._closed_frac(means["total_usd"])
+        others = [metric for metric in means if metric not in METRICS]
+        return {metric: means[metric] for metric in (*METRICS, *others)}
+
+    def _closed_frac(self, total_usd: Estimate) -> Estimate:
+        """How far from ``none`` (0) to free repacking (1): a ratio of means."""
+        if not {NONE, FREE_REPACKING} <= self.results.keys():
+            return Estimate(math.nan, total_usd.resampled)
+        none, free = (mean_of([e.metrics["total_usd"] for e in self.results[n]]) for n in (NONE, FREE_REPACKING))
+        saved = Estimate(none.mean - total_usd.mean, none.resampled - total_usd.resampled)
+        return ratio(saved, Estimate(none.mean - free.mean, none.resampled - free.resampled))
+
+    def versus(self, reference: str) -> dict[str, dict[str, Estimate]]:
+        """Paired difference of every metric to that of a reference, as a share of the reference's mean.
+
+        Not defined where the reference's mean is 0: moves of ``none``.
+        """
+        summary = self.summary()
+        against = summary[reference]
         return {
-            name: {
-                metric: interval95([episode.metrics[metric] for episode in episodes]) for metric in episodes[0].metrics
-            }
+            name: {metric: relative(figure, against[metric]) for metric, figure in figures.items()}
+            for name, figures in summary.items()
+        }
+
+    def parts_usd(self) -> dict[str, dict[str, float]]:
+        """``{policy: {part: mean USD}}``: where each bill went."""
+        return {
+            name: {part.value: _mean([e.parts_usd[part.value] for e in episodes]) for part in Part}
             for name, episodes in self.results.items()
         }
 
-    def paired(self, baseline: str) -> dict[str, Interval95]:
-        """Cost minus the cost of ``baseline`` on the same seeds, as a share of the baseline's mean cost."""
-        reference = np.array([episode.metrics["total_usd"] for episode in self.results[baseline]])
+    def deployments(self) -> dict[str, dict[str, dict[str, float]]]:
+        """``{policy: {app/name: {figure: mean}}}``."""
         return {
-            name: interval95(
-                (np.array([episode.metrics["total_usd"] for episode in episodes]) - reference) / reference.mean()
-            )
+            name: {
+                key: {figure: _mean([e.deployments[key][figure] for e in episodes]) for figure in figures}
+                for key, figures in episodes[0].deployments.items()
+            }
             for name, episodes in self.results.items()
         }
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``rayfold evaluate --json``."""
-
-        def plain(values: Mapping[str, Interval95]) -> dict[str, dict[str, float | None]]:
-            return {key: value.as_json() for key, value in values.items()}
-
         return {
             "scenario": self.scenario.name,
+            "days": self.days or str(self.split),
             "split": str(self.split),
             "traffic": self.scenario.traffic_name,
             "horizon_s": self.scenario.horizon_s,
             "seeds": list(self.seeds),
-            "policies": {name: plain(metrics) for name, metrics in self.summary().items()},
-            "total_against_frac": {baseline: plain(self.paired(baseline)) for baseline in self.results},
+            "policies": {name: _plain(metrics) for name, metrics in self.summary().items()},
+            "versus": {
+                reference: {name: _plain(metrics) for name, metrics in self.versus(reference).items()}
+                for reference in self.results
+            },
+            "parts_usd": self.parts_usd(),
+            "deployments": self.deployments(),
         }
 
 
-def run_episode(scenario: Scenario, policy: Policy, seed: int, split: Split) -> EpisodeResult:
-    """One policy on one episode.
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
 
-    Args:
-        scenario: What to simulate.
-        policy: Is reset first.
-        seed: Fixes traffic, initial placement and simulator, and, on a stream of its own, the policy.
-        split: Which days the traffic is drawn from.
-    """
-    policy.reset()
-    episode_rng, policy_rng = np.random.default_rng(seed).spawn(2)
-    episode = Episode(scenario, scenario_layout(scenario), split, episode_rng)
-    done = roll_out(episode.simulator, policy, policy_rng, clock=time.perf_counter)
-    ledger, latency_s = done.ledger, done.latency_s
-    metrics = ledger.metrics()
-    others_usd = ledger[Entry.DISRUPTION_USD] + ledger[Entry.UNSERVED_USD]
-    for scale in PRICE_SCALES:
-        metrics[f"total_usd_at_{scale:g}x"] = ledger[Entry.COST_USD] + scale * others_usd
-    metrics["refused_moves"] = float(done.num_refused)
-    metrics["decision_p50_ms"] = 1e3 * float(np.median(latency_s))
-    metrics["decision_p99_ms"] = 1e3 * float(np.quantile(latency_s, 0.99))
-    return EpisodeResult(metrics=metrics, time_h=done.time_s / 3600.0, num_nodes=done.num_nodes)
+
+def _plain(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {metric: figure.as_json() for metric, figure in metrics.items()}
 
 
 def evaluate(
     scenario: Scenario,
-    policies: Mapping[str, Policy],
+    policies: Mapping[str, Policy | Rearranger],
     seeds: Sequence[int],
     split: Split = Split.VALIDATION,
     on_episode: Callable[[str, int], None] = lambda name, seed: None,
 ) -> Evaluation:
-    """Runs every policy on every seed.
+    """Runs every policy on every seed, in this process; every tick of the first seed is kept for the report.
 
     Args:
         scenario: What to simulate.
@@ -119,9 +136,9 @@ def evaluate(
         on_episode: Called after each episode, for progress.
     """
     results: dict[str, list[EpisodeResult]] = {name: [] for name in policies}
-    for seed in seeds:
+    for i, seed in enumerate(seeds):
         for name, policy in policies.items():
-            results[name].append(run_episode(scenario, policy, seed, split))
+            results[name].append(run_episode(scenario, policy, seed, split, is_recorded=i == 0))
             on_episode(name, seed)
     return Evaluation(
         scenario=scenario,

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
-from rayfold.training.evaluation import Evaluation, Interval95
+from rayfold.training.bootstrap import Estimate
+from rayfold.training.evaluation import NONE, Evaluation
 from rayfold.training.provenance import command_line, git_commit, package_versions
 
 __all__ = ["COLUMNS", "table", "write_atomically", "write_json", "write_png"]
@@ -24,37 +26,48 @@ COLUMNS = (
     ("cost_usd", "nodes USD", 1.0, 2),
     ("disruption_usd", "moves USD", 1.0, 2),
     ("unserved_usd", "unserved USD", 1.0, 2),
-    ("node_h", "node-h", 1.0, 2),
+    ("closed_frac", "closed %", 100.0, 1),
+    ("node_hours", "node-h", 1.0, 2),
     ("tokens_per_gpu_s", "tokens/GPU-s", 1.0, 1),
     ("moves", "moves", 1.0, 1),
     ("undone_moves", "undone", 1.0, 1),
     ("cold_start_gpu_h", "cold start GPU-h", 1.0, 2),
-    ("unserved_replica_h", "unserved replica-h", 1.0, 2),
-    ("decision_p50_ms", "decision ms p50", 1.0, 2),
-    ("decision_p99_ms", "p99", 1.0, 2),
+    ("unserved_request_s", "unserved request-s", 1.0, 0),
+    ("decision_ms_p50", "decision ms p50", 1.0, 2),
+    ("decision_ms_p99", "p99", 1.0, 2),
 )
 
 
-def _cell(value: Interval95, factor: float, digits: int) -> str:
-    mean = f"{value.mean * factor:,.{digits}f}"
-    return mean if math.isnan(value.ci95) else f"{mean} ± {value.ci95 * factor:,.{digits}f}"
+def _cell(figure: Estimate, factor: float, digits: int) -> str:
+    """``mean [low, high]``, the interval on a line of its own."""
+    if math.isnan(figure.mean):
+        return "-"
+    mean, interval = f"{figure.mean * factor:,.{digits}f}", figure.ci95
+    if interval is None:
+        return mean
+    low, high = (f"{end * factor:,.{digits}f}" for end in interval)
+    return f"{mean}\n[dim]{low} … {high}[/dim]"
 
 
 def table(evaluation: Evaluation) -> Table:
     """One column per policy, one row per metric: fits a terminal with any number of metrics."""
     summary = evaluation.summary()
     out = Table(
-        title=f"{evaluation.scenario.name}: mean ± 95 % confidence over {len(evaluation.seeds)} episodes of "
-        f"{evaluation.scenario.horizon_s / 3600:g} h ({evaluation.split}, {evaluation.scenario.traffic_name})"
+        title=f"{evaluation.scenario.name}: mean and 95 % interval over {len(evaluation.seeds)} episodes of "
+        f"{evaluation.scenario.horizon_s / 3600:g} h "
+        f"({evaluation.days or evaluation.split}, {evaluation.scenario.traffic_name})"
     )
     out.add_column("")
     for name in summary:
-        out.add_column(name, justify="right")
+        out.add_column(escape(name), justify="right")
     for metric, heading, factor, digits in COLUMNS:
         out.add_row(heading, *(_cell(values[metric], factor, digits) for values in summary.values()))
-    if "none" in summary:
-        paired = evaluation.paired("none")
-        out.add_row("cost against none, paired %", *(_cell(paired[name], 100.0, 1) for name in summary))
+    if NONE in summary:
+        against = evaluation.versus(NONE)
+        out.add_row("bill against none, paired %", *(_cell(against[n]["total_usd"], 100.0, 1) for n in summary))
+    if any(values["refused_moves"].mean > 0 for values in summary.values()):
+        cells = [f"{values['refused_moves'].mean:,.1f}" for values in summary.values()]
+        out.add_row("REFUSED MOVES", *cells, style="bold red")
     return out
 
 
@@ -98,9 +111,10 @@ def write_png(path: Path, evaluation: Evaluation) -> None:
         height = np.array([values[metric].mean for values in summary.values()])
         bills.bar(list(summary), height, bottom=bottom, label=label)
         bottom += height
-    bills.errorbar(
-        list(summary), bottom, [v["total_usd"].ci95 for v in summary.values()], fmt="none", ecolor="k", capsize=3
-    )
+    ends = [figures["total_usd"].ci95 for figures in summary.values()]
+    if all(ends):
+        below, above = np.abs(np.array(ends, np.float64) - bottom[:, None]).T
+        bills.errorbar(list(summary), bottom, [below, above], fmt="none", ecolor="k", capsize=3)
     bills.set(ylabel="USD per episode", title=f"bill, {len(evaluation.seeds)} seeds")
     bills.tick_params(axis="x", labelrotation=20)
     bills.legend(fontsize=8)

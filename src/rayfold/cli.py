@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from rayfold import cli_explain, cli_simulate, cli_trace, cli_tune
+from rayfold import cli_evaluate, cli_explain, cli_journal, cli_simulate, cli_trace, cli_tune
 from rayfold.cli_options import SyntheticOption, TracesOption, names, traces_dir
-from rayfold.errors import InputError, RayfoldError
+from rayfold.errors import RayfoldError
 
 __all__ = ["app", "main"]
 
@@ -25,9 +25,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_trace.app, name="trace")
+app.add_typer(cli_evaluate.app)  # without a name: its verbs are the root's
 app.add_typer(cli_simulate.app)  # without a name: its verbs are the root's
 app.add_typer(cli_tune.app)
 app.add_typer(cli_explain.app)
+app.add_typer(cli_journal.app, name="journal")
 
 _EXIT_INPUT, _EXIT_INTERRUPT = 2, 130
 
@@ -99,69 +101,13 @@ def train(
 
 
 @app.command()
-def evaluate(
-    scenario: Annotated[str, typer.Option(help="Shipped name or YAML path.")] = "llm_api",
-    policies: Annotated[
-        str, typer.Option(help="Comma-separated heuristics, 'learned', or bundle directories.")
-    ] = "none,best_fit,ray_serve",
-    bundle: Annotated[Path | None, typer.Option(help="Bundle of 'learned'; default: the shipped one.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Episodes.")] = 8,
-    first_seed: Annotated[int, typer.Option(min=0)] = 0,
-    split: Annotated[str, typer.Option(help="train or validation.")] = "validation",
-    horizon_h: Annotated[float | None, typer.Option(help="Length of an episode; default: the scenario's.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write every metric here; a PNG is written beside it.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Write the picture here.")] = None,
-    traces: TracesOption = None,
-    synthetic: SyntheticOption = False,
-) -> None:
-    """Evaluate policies on the same episodes."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from rayfold.cli_checks import check_bundle_flag, check_horizon, check_output
-    from rayfold.envs.scenario import Split, load_scenario
-    from rayfold.policies.by_name import make_policy
-    from rayfold.training.evaluation import evaluate as run_evaluation
-    from rayfold.training.report import table, write_json, write_png
-
-    if split not in list(Split):
-        raise InputError("--split", " or ".join(Split), split)
-    check_horizon(horizon_h)
-    check_bundle_flag(names(policies), bundle)
-    loaded = load_scenario(scenario, traces_dir(traces), synthetic=synthetic)
-    if horizon_h is not None:
-        loaded = loaded.with_horizon(horizon_h * 3600.0)
-    chosen = {name: make_policy(name, loaded.limits, bundle=bundle, where="--policies") for name in names(policies)}
-    if not chosen:
-        raise InputError("--policies", "at least one policy", "none")
-    check_output("--json", json)  # before a name is made of it: "." has no suffix to replace
-    picture = png or (json.with_suffix(".png") if json is not None else None)
-    check_output("--png", picture)
-    console = Console()
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("evaluating", total=seeds * len(chosen))
-        evaluation = run_evaluation(
-            loaded,
-            chosen,
-            range(first_seed, first_seed + seeds),
-            Split(split),
-            lambda name, seed: progress.advance(task),
-        )
-    console.print(table(evaluation))
-    if json is not None:
-        write_json(json, evaluation.to_json())
-    if picture is not None:
-        write_png(picture, evaluation)
-
-
-@app.command()
 def serve(
     address: Annotated[str, typer.Option(help="HOST:PORT of the Ray cluster.")],
     mode: Annotated[str, typer.Option(help="off, observe, recommend or act.")] = "recommend",
     policy: Annotated[str, typer.Option(help="A heuristic, 'learned', or the directory of a bundle.")] = "learned",
     settings: Annotated[Path | None, typer.Option(help="YAML: prices, start-up times, limits.")] = None,
     token_file: Annotated[Path | None, typer.Option(help="Bearer token of POST /mode, file mode 0600.")] = None,
-    journal: Annotated[Path | None, typer.Option(help="JSON lines on the head node.")] = None,
+    journal: Annotated[Path | None, typer.Option(help="SQLite file on the head node.")] = None,
     decisions: Annotated[int | None, typer.Option(min=1, help="End after so many.")] = None,
 ) -> None:
     """Attach the decider to a running Ray Serve cluster."""
@@ -181,6 +127,15 @@ def serve(
         progress=lambda text: console.print(text, highlight=False, soft_wrap=True),
         max_decisions=decisions,
     )
+
+
+@app.command()
+def detach(address: Annotated[str, typer.Option(help="HOST:PORT of the Ray cluster.")]) -> None:
+    """Remove the decider from a cluster and leave its Serve controller as it was found."""
+    from rayfold.serving.attach import detach_controller
+
+    found = detach_controller(address)
+    typer.echo(f"detached: {', '.join(found)}" if found else "nothing was attached")
 
 
 @app.command()

@@ -1,5 +1,7 @@
 """Where a simulation begins: Serve's own placement for the first traffic, or any state with things under way."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,18 @@ def test_every_replica_that_is_wanted_runs(strategy: SchedulingStrategy) -> None
     assert (st.node_phase[st.replica_node[present]] == NodePhase.ALIVE).all()
     assert not (st.node_phase == NodePhase.BOOTING).any()
     assert np.isinf(st.node_idle_since_s).all()  # no node was launched that nothing needs
+
+
+def test_it_begins_at_the_traffics_time_of_day() -> None:
+    """The clock, and everything that has just begun, is at eight in the morning; the rest is as at midnight."""
+    spec = small_spec(min_nodes=3)
+    traffic = constant_traffic(spec, {"one": 2.0}, 1)
+    midnight = initial_state(spec, traffic, np.random.default_rng(0))
+    morning = initial_state(spec, dataclasses.replace(traffic, start_s=28800.0), np.random.default_rng(0))
+    assert (midnight.now_s, morning.now_s) == (0.0, 28800.0)
+    for name, early, late in zip(midnight.arrays._fields, midnight.arrays, morning.arrays, strict=True):
+        begun = np.add(early, 28800.0) if name.endswith("since_s") else early
+        np.testing.assert_array_equal(begun, late, name)
 
 
 def test_the_least_nodes_are_there_from_the_start() -> None:

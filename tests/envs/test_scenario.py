@@ -110,7 +110,9 @@ def test_source_draws_whole_bins_of_its_split(tmp_path: Path) -> None:
     for split, bins in ((Split.TRAIN, range(168)), (Split.VALIDATION, range(168, 336))):
         seen = set()
         for seed in range(300):
-            rates = source.rates(np.random.default_rng(seed), split, 6.5 * 86400.0)[:, 0]
+            drawn = source.rates(np.random.default_rng(seed), split, 6.5 * 86400.0)
+            rates = drawn.rates_rps[:, 0]
+            assert drawn.start_s == (rates[0] - 1) * 3600.0 % 86400.0  # the rate tells the hour of the trace
             assert (np.diff(rates) == 1.0).all()
             assert len(rates) == 156
             seen.add(int(rates[0]) - 1)
@@ -190,7 +192,7 @@ def test_llm_api_uses_the_24_series_and_the_listed_prices() -> None:
     scales = [float(line.split(": ")[1]) for line in text.splitlines() if line.strip().startswith("scale:")]
     assert set(used) == set(wanted)
     assert len(used) == scenario.spec.num_deployments == 24
-    rates = scenario.source.rates(np.random.default_rng(0), Split.TRAIN, 7 * 86400.0).mean(0)
+    rates = scenario.source.rates(np.random.default_rng(0), Split.TRAIN, 7 * 86400.0).rates_rps.mean(0)
     np.testing.assert_allclose(rates, [wanted[s] * k for s, k in zip(used, scales, strict=True)], rtol=0.01)
     with (SHARED_TRACES / "instances.csv").open() as f:
         listed = {row["name"]: row for row in csv.DictReader(f)}

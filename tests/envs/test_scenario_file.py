@@ -227,7 +227,7 @@ def test_scale_multiplies_the_rate_of_its_deployment_only(tmp_path: Path) -> Non
     data = _with_traces(tmp_path, "t_3600s.csv")
     data["deployments"][1]["requests"]["scale"] = 2.5
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(data))
-    rates = load_scenario(tmp_path / "x.yaml").source.rates(np.random.default_rng(0), Split.TRAIN, 86400.0)
+    rates = load_scenario(tmp_path / "x.yaml").source.rates(np.random.default_rng(0), Split.TRAIN, 86400.0).rates_rps
     np.testing.assert_allclose(rates, np.tile([0.01, 0.025], (24, 1)))
 
 
@@ -303,7 +303,7 @@ def test_parts_are_scaled_shifted_and_added(tmp_path: Path) -> None:
     del requests["series"]
     requests["parts"] = [{"series": "s", "scale": 2}, {"series": "s", "shift_h": 6}]
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(data))
-    rates = load_scenario(tmp_path / "x.yaml").source.rates(np.random.default_rng(0), Split.TRAIN, 86400.0)
+    rates = load_scenario(tmp_path / "x.yaml").source.rates(np.random.default_rng(0), Split.TRAIN, 86400.0).rates_rps
     hours = np.arange(24)
     np.testing.assert_allclose(rates[:, 0], hours + 1)
     np.testing.assert_allclose(rates[:, 1], 2 * (hours + 1) + (hours - 6) % 24 + 1)

@@ -80,7 +80,7 @@ def test_mixed_fleet_adds_three_time_zones() -> None:
     scenario = load_scenario("mixed_fleet", SHARED_TRACES)
     chat = [d.name for d in scenario.spec.deployments].index("chat-8b")
     for split in Split:
-        rates = scenario.source.rates(np.random.default_rng(0), split, 7 * 86400.0)
+        rates = scenario.source.rates(np.random.default_rng(0), split, 7 * 86400.0).rates_rps
         ongoing = rates * scenario.requests.service_s / scenario.spec.arrays.target_ongoing
         assert (np.quantile(ongoing, 0.99, axis=0) <= scenario.spec.arrays.max_replicas + 1).all()
         assert rates[:, chat].mean() > 30

@@ -100,7 +100,7 @@ def test_each_row_resets_in_the_step_after_its_own_end(scenarios: list[Scenario]
                 num_resets += 1
                 assert reward[b] == 0.0
                 assert not truncated[b]
-                assert env.episodes[b].simulator.now_s == 0.0
+                assert env.episodes[b].simulator.now_s == env.episodes[b].simulator.traffic.start_s
                 np.testing.assert_array_equal(obs[b], env.episodes[b].encode(0.0))
             else:
                 assert reward[b] < 0.0

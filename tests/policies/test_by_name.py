@@ -12,7 +12,11 @@ from rayfold.policies.best_fit import BestFit
 from rayfold.policies.bundle import load_bundle, save_bundle
 from rayfold.policies.by_name import HEURISTICS, LEARNED, make_policy, shipped_bundle
 from rayfold.policies.dearest_first import DearestFirst
+from rayfold.policies.descheduler import Descheduler
+from rayfold.policies.exact import Exact
 from rayfold.policies.first_fit_decreasing import FirstFitDecreasing
+from rayfold.policies.fragmentation import Fragmentation
+from rayfold.policies.karpenter import Karpenter, KarpenterBalanced
 from rayfold.policies.learned import LearnedPolicy
 from rayfold.policies.least_moves import LeastMoves
 from rayfold.policies.none import NoMoves
@@ -24,10 +28,15 @@ CLASSES = {
     "none": NoMoves,
     "best_fit": BestFit,
     "dearest_first": DearestFirst,
+    "exact": Exact,
     "first_fit_decreasing": FirstFitDecreasing,
     "least_moves": LeastMoves,
     "patient": Patient,
     "ray_serve": RayServe,
+    "karpenter": Karpenter,
+    "karpenter_balanced": KarpenterBalanced,
+    "descheduler": Descheduler,
+    "fragmentation": Fragmentation,
 }
 
 

@@ -9,8 +9,8 @@ from rayfold.envs.safety import Limits
 from rayfold.envs.scenario import Scenario, Split, load_scenario
 from rayfold.envs.state import ClusterState, ReplicaPhase
 from rayfold.policies.best_fit import BestFit
-from rayfold.policies.free_repacking import FreeRepacking, repack, roll_out_free
-from rayfold.policies.rollout import roll_out
+from rayfold.policies.free_repacking import FreeRepacking, repack
+from rayfold.policies.rollout import Rearranger, roll_out
 from tests.envs.clusters import add_node, add_replica, empty_state, random_state, small_spec
 from tests.envs.conservation import check_conserved, check_simulator, running_counts
 
@@ -107,10 +107,11 @@ def episode(scenario: Scenario, seed: int) -> Episode:
 def test_conservation_through_an_episode() -> None:
     """Checked at every tick of an episode with shares of devices; no move is counted or paid for."""
     sim = episode(load_scenario("fractional", None, synthetic=True).with_horizon(4 * 3600.0), 0).simulator
-    policy, rng = FreeRepacking(sim), np.random.default_rng(0)
+    free = FreeRepacking()
+    assert isinstance(free, Rearranger)
     steps = round(sim.spec.settings.decision_interval_s / sim.spec.settings.substep_s)
     while sim.num_steps_left >= steps:
-        assert policy.plan(sim.state(), rng).moves == ()
+        free.rearrange(sim)
         check_simulator(sim)
         sim.advance(steps)
     assert sim.ledger()[Entry.MOVES] == sim.ledger()[Entry.DISRUPTION_USD] == sim.ledger()[Entry.UNDONE_MOVES] == 0.0
@@ -123,10 +124,8 @@ def test_below_best_fit(name: str) -> None:
     node_h, total_usd = np.zeros(2), np.zeros(2)
     for seed in range(4):
         ledgers: list[Ledger] = [
-            roll_out_free(episode(scenario, seed).simulator, clock=lambda: 0.0).ledger,
-            roll_out(
-                episode(scenario, seed).simulator, BestFit(scenario.limits), np.random.default_rng(0), clock=lambda: 0.0
-            ).ledger,
+            roll_out(episode(scenario, seed).simulator, policy, np.random.default_rng(0), clock=lambda: 0.0).ledger
+            for policy in (FreeRepacking(), BestFit(scenario.limits))
         ]
         node_h += [ledger[Entry.NODE_H] for ledger in ledgers]
         total_usd += [ledger.total_usd for ledger in ledgers]

@@ -71,16 +71,18 @@ def test_best_fit_goes_on_with_the_node_it_has_begun() -> None:
 
 @pytest.mark.parametrize("name", HEURISTICS)
 def test_plans_are_allowed_in_order(name: str) -> None:
-    """On 200 random states the filter allows each move, with those before it begun."""
+    """On 200 random states, now and 10 min later, the filter allows each move, with those before it begun."""
     policy, planned = make_policy(EAGER.get(name, name), LIMITS), 0
     assert isinstance(policy, Policy)
     for seed in range(200):
         policy.reset()
         state = random_state(np.random.default_rng(seed))
-        for move in policy.plan(state, rng()).moves:
-            assert check_move(state, move, LIMITS).allowed
-            state = with_move(state, move, LIMITS)
-            planned += 1
+        for wait_s in (0.0, 600.0):  # some rules want to see a state for a while
+            state = later(state, wait_s)
+            for move in policy.plan(state, rng()).moves:
+                assert check_move(state, move, LIMITS).allowed
+                state = with_move(state, move, LIMITS)
+                planned += 1
     assert (planned > 0) == (name != "none")
 
 

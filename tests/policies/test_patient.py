@@ -36,6 +36,18 @@ def test_it_waits_for_each_node() -> None:
     assert emptied(state, ask(policy, later(state, 240.0))) == {0}
 
 
+def test_a_cooldown_delays_and_does_not_begin_the_wait_anew() -> None:
+    """The deployment was moved elsewhere meanwhile: the node goes as soon as the filter lets it."""
+    policy = Patient(LIMITS._replace(deployment_cooldown_s=100.0), PatientSettings(wait_s=120.0))
+    state = quiet((0, (ONE,)), (0, (ONE, ONE, ONE)))
+    ask(policy, state)
+    moved = later(state, 60.0)
+    moved.arrays.deployment_moved_s[ONE] = moved.now_s
+    assert not ask(policy, later(moved, 1.0)).moves
+    assert not ask(policy, later(moved, 90.0)).moves
+    assert emptied(state, ask(policy, later(moved, 101.0))) == {0}
+
+
 def test_reset_forgets_the_wait() -> None:
     """As at the start of an episode."""
     policy, state = Patient(LIMITS, PatientSettings(wait_s=60.0)), quiet((0, (ONE,)), (0, (ONE, ONE)))

@@ -10,7 +10,7 @@ from rayfold.envs.cluster import Interval
 from rayfold.envs.safety import Limits
 from rayfold.errors import InputError
 from rayfold.policies.by_name import make_policy
-from rayfold.serving.attach import read_token, serve_decider
+from rayfold.serving.attach import detach_controller, read_token, serve_decider
 from rayfold.serving.live_settings import load_live_settings
 from rayfold.serving.local_cluster import free_port
 
@@ -23,6 +23,13 @@ def test_no_cluster_at_the_address_is_told_soon() -> None:
     assert address in str(caught.value)
     assert "\n" not in str(caught.value)
     assert time.monotonic() - begun_s < 15.0
+
+
+def test_detach_asks_for_a_cluster() -> None:
+    """A closed port and a malformed address are told in one line."""
+    for address, told in ((f"127.0.0.1:{free_port()}", "no answer"), ("nowhere", "HOST:PORT")):
+        with pytest.raises(InputError, match=told):
+            detach_controller(address)
 
 
 @pytest.mark.parametrize("address", ["", "nowhere", "127.0.0.1:port", ":1"])

@@ -5,6 +5,8 @@ leaves these five replicas serving, up to the last one.
 """
 
 import dataclasses
+import os
+import signal
 import threading
 import time
 import warnings
@@ -27,12 +29,14 @@ from rayfold.errors import ClusterError, ExecutorError
 from rayfold.policies.best_fit import BestFit
 from rayfold.policies.none import NoMoves
 from rayfold.policies.twin import roll_forward, startable
-from rayfold.serving import controller_patch
-from rayfold.serving.attach import deploy_decider, serve_decider
-from rayfold.serving.decider import Mode
-from rayfold.serving.executor import ServeExecutor, call_controller
+from rayfold.serving import controller_patch, controller_view
+from rayfold.serving.attach import deploy_decider, detach_controller, serve_decider
+from rayfold.serving.decision import Mode
+from rayfold.serving.executor import ServeExecutor, call_controller, serve_controller
 from rayfold.serving.history import History
-from rayfold.serving.live_settings import DeploymentSettings, LiveSettings, NodeTypeSettings
+from rayfold.serving.lease import GcsStore, Lease
+from rayfold.serving.live_moves import MoveRecord
+from rayfold.serving.live_settings import Brakes, DeploymentSettings, LiveSettings, NodeTypeSettings
 from rayfold.serving.load import HttpLoad
 from rayfold.serving.snapshot import take_snapshot
 from rayfold.serving.state_file import save_snapshot
@@ -62,6 +66,8 @@ SETTINGS = LiveSettings(
     node_types={"gpu4": NodeTypeSettings(price_usd_per_h=4.0, max_nodes=3)},
     deployments={"plain": _STARTUP, "pack": _STARTUP},
     limits=Limits(max_concurrent_moves=2, deployment_cooldown_s=1.0, fence_s=60.0),
+    brakes=Brakes(moving_frac=1.0, min_run_s=0.0),
+    lease_ttl_s=1.0,
 )
 
 
@@ -286,6 +292,7 @@ def test_other_version_is_refused_and_untouched(live: Live) -> None:
         ServeExecutor(tested_ray=("2.59.0",)).attach()
     assert call_controller(_scheduler_class)[2] is False
     assert len(snapshot().replica_ids) == 5
+    assert call_controller(controller_view.own_compaction) == "", "this cluster spreads"
 
 
 def test_detach_leaves_the_controller_as_found(live: Live) -> None:
@@ -296,6 +303,115 @@ def test_detach_leaves_the_controller_as_found(live: Live) -> None:
     assert call_controller(_scheduler_class) != before
     executor.detach()
     assert call_controller(_scheduler_class) == before
+
+
+def test_detach_verb_leaves_the_controller_as_found(live: Live) -> None:
+    """Whoever attached: three things are changed, named, and put back; a second time there is nothing to do."""
+    ServeExecutor().attach()
+    found = call_controller(controller_patch.patched)
+    assert [name.rpartition(".")[2] for name in found] == [
+        "_rayfold_desk",
+        "__class__",
+        "migrate_replicas_on_draining_nodes",
+    ]
+    assert detach_controller(live.address) == found
+    assert call_controller(controller_patch.patched) == []
+    assert call_controller(_scheduler_class)[2] is False
+    assert detach_controller(live.address) == []
+
+
+def test_lease_of_the_gcs_has_one_holder(live: Live) -> None:
+    """The real store: absent is put once, a silent holder is taken over, and the controller refuses its term."""
+    now_s = {"now_s": 0.0}
+    first, second = (Lease(GcsStore(), name, 10.0, lambda: now_s["now_s"]) for name in ("first", "second"))
+    assert first.hold() == ""
+    assert second.hold() == f"{first.name} holds the lease"
+    now_s["now_s"] = 10.0
+    assert second.hold() == ""
+    assert second.name in first.hold()
+    late, holder = (ServeExecutor(fence_s=0.0, term=lambda term=term: term) for term in (1, second.term))  # type: ignore[misc]
+    state = snapshot()
+    r = replicas_of(state, "plain/plain")[0]
+    move_id = holder.start(state, Move(r, other_node(state, r, 1.0)))
+    with pytest.raises(ExecutorError, match="another decider has taken over"):
+        late.start(state, Move(r, other_node(state, r, 1.0)))
+    late.detach()
+    assert call_controller(_scheduler_class)[2] is True, "the late one must not detach the holder"
+    assert finish(holder, move_id) == MovePhase.DONE
+    holder.detach()
+    assert call_controller(_scheduler_class)[2] is False
+    second.release()
+    assert first.hold() == ""
+    first.release()
+
+
+def test_moves_of_a_dead_decider_are_adopted_and_never_begun_twice(live: Live) -> None:
+    """One that the controller has taken is finished; one that it has not is closed, and its late start is refused."""
+    state, dead = snapshot(), ServeExecutor(fence_s=0.0)
+    one, other = replicas_of(state, "plain/plain")[:2]
+    records = [
+        MoveRecord(
+            move_id=name,
+            decision_id=1,
+            deployment="plain/plain",
+            replica_id=state.replica_ids[r],
+            from_node=state.node_ids[int(state.arrays.replica_node[r])],
+            to_node=state.node_ids[other_node(state, r, 1.0)],
+            started_s=time.time(),
+        )
+        for name, r in (("taken", one), ("intended", other))
+    ]
+    dead.start(state, Move(one, other_node(state, one, 1.0)), "taken")
+    heir = ServeExecutor(fence_s=0.0)
+    heir.adopt(records)
+    assert heir.phase("intended") == MovePhase.CANCELLED
+    with pytest.raises(ExecutorError, match="known already"):
+        dead.start(state, Move(other, other_node(state, other, 1.0)), "intended")
+    assert finish(heir, "taken") == MovePhase.DONE
+    with pytest.raises(ExecutorError, match="known already"):
+        dead.start(state, Move(one, other_node(state, one, 1.0)), "taken")
+    assert state.replica_ids[other] in snapshot().replica_ids
+    dead.detach()
+    wait_until("five replicas", lambda: is_calm(snapshot(), 5))
+
+
+def test_restarted_controller_is_attached_again(live: Live) -> None:
+    """A controller that died knows nothing of rayfold; it is told by its token, and gets its fences again."""
+    import ray
+
+    state, executor = snapshot(), ServeExecutor(fence_s=60.0)
+    r = replicas_of(state, "plain/plain")[0]
+    source = state.node_ids[int(state.arrays.replica_node[r])]
+    assert finish(executor, executor.start(state, Move(r, other_node(state, r, 1.0)))) == MovePhase.DONE
+    assert executor.keep_attached() is False
+    ray.kill(serve_controller(), no_restart=False)
+    wait_until("the controller to be back", lambda: _is_back(executor))
+    assert call_controller(_scheduler_class)[2] is True
+    assert call_controller(_fences).keys() == {source}
+    executor.detach()
+    assert call_controller(controller_patch.patched) == []
+    wait_until("five replicas", lambda: is_calm(snapshot(), 5))
+    assert httpx.get(f"{live.url}/plain", timeout=10.0, trust_env=False).status_code == 200
+
+
+def _is_back(executor: ServeExecutor) -> bool:
+    try:
+        return executor.keep_attached()
+    except ClusterError:
+        return False
+
+
+def _fences(controller: Any) -> dict[str, float]:
+    """Runs in the controller."""
+    return dict(controller.deployment_state_manager._deployment_scheduler._rayfold_desk.fences)
+
+
+def _decider_pid(controller: Any) -> int | None:
+    """Runs in the controller: process id of the running decider."""
+    states = controller.deployment_state_manager._deployment_states
+    replicas = [r for d, s in states.items() if d.app_name == "rayfold" for r in s._replicas.get()]
+    running = [r.actor_details.pid for r in replicas if r.actor_details.state.value == "RUNNING"]
+    return running[0] if running else None
 
 
 def test_fenced_node_takes_no_new_replica(live: Live, executor: ServeExecutor) -> None:
@@ -337,12 +453,15 @@ def test_live_snapshot_encodes_as_the_equal_hand_built_state(live: Live) -> None
     np.testing.assert_allclose(encode_state(state, Limits()), encode_state(built, Limits()), atol=1e-5)
 
 
-def test_recommend_shows_a_plan_and_touches_nothing(live: Live) -> None:
+def test_recommend_shows_a_plan_and_touches_nothing(live: Live, tmp_path: Path) -> None:
     """Mode recommend tells its moves, starts none, asks for the token, and is gone afterwards."""
     before = snapshot().replica_ids
     lines: list[str] = []
     answers: dict[str, httpx.Response] = {}
-    stop = threading.Event()
+    stop, token_file = threading.Event(), tmp_path / "token"
+    token_file.write_text("s3cret")
+    token_file.chmod(0o600)
+    bearer = {"Authorization": "Bearer s3cret"}
 
     def tell(line: str) -> None:
         lines.append(line)
@@ -350,13 +469,21 @@ def test_recommend_shows_a_plan_and_touches_nothing(live: Live) -> None:
             return
         base = f"{live.url}/rayfold"
         with httpx.Client(timeout=10.0, trust_env=False) as client:
-            for name in ("healthz", "state", "plan", "decisions", "moves"):
+            for name in ("healthz", "state", "plan", "decisions", "moves", "metrics", "openapi.json"):
                 answers[name] = client.get(f"{base}/{name}")
             answers["no token"] = client.post(f"{base}/mode", json={"mode": "act"})
             answers["wrong"] = client.post(f"{base}/mode", json={"mode": "act"}, headers={"Authorization": "Bearer no"})
+            answers["right"] = client.post(f"{base}/settings", json={"brakes": {"moves_per_h": 7}}, headers=bearer)
+            answers["absent"] = client.get(f"{base}/decisions/999999")
 
     seen = serve_decider(
-        address=live.address, mode="recommend", settings=SETTINGS, progress=tell, stop=stop, max_decisions=2
+        address=live.address,
+        mode="recommend",
+        settings=SETTINGS,
+        token_file=token_file,
+        progress=tell,
+        stop=stop,
+        max_decisions=2,
     )
     assert seen == 2
     assert answers["healthz"].json()["status"] == "ok"
@@ -364,14 +491,31 @@ def test_recommend_shows_a_plan_and_touches_nothing(live: Live) -> None:
     assert answers["plan"].json()["policy"] == "best_fit"
     assert len(answers["decisions"].json()) >= 1
     assert answers["moves"].json() == []
+    assert answers["right"].json()["brakes"] == {**answers["right"].json()["brakes"], "moves_per_h": 7}
+    assert (answers["absent"].status_code, answers["absent"].json()) == (404, {"error": "no decision 999999"})
+    assert 'rayfold_mode{mode="recommend"} 1.0' in answers["metrics"].text
+    assert "/moves/{move_id}/cancel" in answers["openapi.json"].json()["paths"]
     assert (answers["no token"].status_code, answers["wrong"].status_code) == (401, 401)
     assert any(line.startswith("recommend best_fit: 3 nodes, 12.00 USD/h") for line in lines), lines
     assert sorted(snapshot().replica_ids) == sorted(before)
     assert httpx.get(f"{live.url}/rayfold/healthz", timeout=10.0, trust_env=False).status_code == 404
 
 
-def test_act_empties_a_node_and_it_is_released(live: Live) -> None:
-    """The last test: after a scale-down the decider moves what is left together, and the autoscaler takes a node."""
+def _ask(url: str) -> Any:
+    """The answer, None where there is none (yet)."""
+    try:
+        answer = httpx.get(url, timeout=10.0, trust_env=False)
+    except httpx.HTTPError:
+        return None
+    return answer.json() if answer.status_code == 200 else None
+
+
+def test_killed_decider_goes_on_and_a_node_is_released(live: Live) -> None:
+    """The last test: after a scale-down the decider moves what is left together, and is killed in its first move.
+
+    Serve starts it again; it finishes what was under way, waits for the lease of the dead one to run out, moves nothing
+    twice, loses no request, and the autoscaler takes a node.
+    """
     from ray import serve
 
     from rayfold.serving import demo_apps
@@ -384,14 +528,29 @@ def test_act_empties_a_node_and_it_is_released(live: Live) -> None:
         url = deploy_decider(
             address=live.address, policy=BestFit(SETTINGS.limits), settings=SETTINGS, mode=Mode.ACT, token="t"
         )
+        wait_until("a first move", lambda: bool(_ask(f"{url}/moves")))
+        first = _ask(f"{url}/moves")
+        pid = call_controller(_decider_pid)
+        os.kill(pid, signal.SIGKILL)
         request_nodes(0)
+        wait_until("another decider", lambda: call_controller(_decider_pid) not in (None, pid), 60.0)
         wait_until("a node to be released", lambda: num_nodes() < 3, 90.0)
-        moves = httpx.get(f"{url}/moves", timeout=10.0, trust_env=False).json()
+        wait_until("the moves to end", lambda: _are_final(_ask(f"{url}/moves")))
+        moves = _ask(f"{url}/moves")
+        metrics = httpx.get(f"{url}/metrics", timeout=10.0, trust_env=False).text
         serve.delete("rayfold")
-    assert [m for m in moves if m["phase"] == "done"]
+    assert {m["move_id"] for m in first} <= {m["move_id"] for m in moves}
+    done = [m["replica_id"] for m in moves if m["phase"] == "done"]
+    assert done
+    assert len(set(done)) == len(done), "a replica was moved twice"
+    assert "rayfold_cluster_usd_per_hour" in metrics
     assert load.stats("start").failed == 0, load.stats("start").errors
-    wait_until("the controller to be as found", lambda: call_controller(_scheduler_class)[2] is False)
-    assert (snapshot().arrays.replica_phase == ReplicaPhase.RUNNING).sum() == 4
+    wait_until("the controller to be as found", lambda: call_controller(controller_patch.patched) == [])
+    wait_until("four replicas", lambda: is_calm(snapshot(), 4))
+
+
+def _are_final(moves: Any) -> bool:
+    return bool(moves) and all(m["phase"] in ("done", "failed", "cancelled") for m in moves)
 
 
 def _spread_out() -> None:

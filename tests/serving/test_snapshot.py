@@ -118,6 +118,16 @@ def test_non_serve_work_pins_its_node() -> None:
     assert st.gpu_free[1].tolist() == [0.0, 0.0, 1.0, 1.0]
 
 
+def test_opted_out_node_keeps_its_replicas() -> None:
+    """No replica is moved off it; another's may come."""
+    told = dataclasses.replace(SETTINGS, opted_out_nodes=("n0",))
+    replicas = [_replica("r0", "a", "n0"), _replica("r1", "a", "n1")]
+    nodes = [_node("n0", 1.0, 1.0), _node("n1", 1.0, 1.0)]
+    state = build_state(_raw(nodes, [_plain(2)], replicas), told, History())
+    assert check_move(state, Move(0, 1), Limits()).reason == Reason.SOURCE_OPTED_OUT
+    assert check_move(state, Move(1, 0), Limits()).allowed
+
+
 def test_believes_the_worse_of_two_views() -> None:
     """A replica that the scheduler's numbers do not show yet takes its room all the same."""
     raw = _raw([_node("n1")], [_plain(1)], [_replica("r1", "a", "n1", "STARTING")])

@@ -1,0 +1,117 @@
+"""A live move's record, its status, and the protocol of what carries it out. Knows nothing of Ray."""
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from rayfold.envs.moves import Move, MovePhase
+from rayfold.envs.state import ClusterState
+
+__all__ = ["FINAL", "LiveExecutor", "MoveRecord", "MoveStatus", "RecordedPhase"]
+
+FINAL = (MovePhase.DONE, MovePhase.FAILED, MovePhase.CANCELLED)
+
+
+class RecordedPhase(enum.StrEnum):
+    """Phases of a recorded move: those of ``MovePhase``, and the intent before them."""
+
+    INTENDED = "intended"  # written down, the controller may not know of it yet
+    STARTING = "starting"
+    DRAINING = "draining"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class MoveStatus(NamedTuple):
+    """What is known of one move."""
+
+    phase: MovePhase
+    detail: str  # why it failed or was cancelled
+    replica_id: str
+    replacement_id: str | None
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveRecord:
+    """One move as the journal holds it. Times are Unix seconds, ids are Ray's."""
+
+    move_id: str
+    decision_id: int
+    deployment: str  # app/name
+    replica_id: str
+    from_node: str
+    to_node: str
+    started_s: float  # the intent was written then
+    phase: RecordedPhase = RecordedPhase.INTENDED
+    phase_s: float = 0.0  # entered its phase then
+    detail: str = ""  # why it failed or was cancelled
+    replacement_id: str = ""
+    undone_s: float | None = None  # the node it emptied was released, and one of its type launched again, then
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.phase.value in {phase.value for phase in FINAL}
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values only."""
+        return {**{name: getattr(self, name) for name in self.__slots__}, "phase": str(self.phase)}
+
+
+class LiveExecutor(Protocol):
+    """An ``Executor`` whose moves are named before they start, so that a journal can name them first."""
+
+    def start(self, state: ClusterState, move: Move, move_id: str = "") -> str:
+        """Starts a move under this id; at most once per id.
+
+        Raises:
+            ExecutorError: The move cannot be started.
+        """
+        ...
+
+    def adopt(self, moves: Sequence[MoveRecord]) -> None:
+        """Takes over the moves of an earlier decider; those that the cluster does not know will never start.
+
+        Raises:
+            ClusterError: The cluster does not answer.
+        """
+        ...
+
+    def statuses(self) -> Mapping[str, MoveStatus]:
+        """Every move started or adopted, by id.
+
+        Raises:
+            ClusterError: The cluster does not answer.
+        """
+        ...
+
+    def check(self) -> None:
+        """Whether this cluster's replicas could be moved; touches nothing.
+
+        Raises:
+            ClusterError: They could not.
+        """
+        ...
+
+    def keep_attached(self) -> bool:
+        """Makes moves possible; True where the cluster had lost an attachment that was there before.
+
+        Raises:
+            ClusterError: The cluster does not answer.
+        """
+        ...
+
+    def detach(self) -> bool:
+        """Cancels what still starts and leaves the cluster as it was found; False where it is not attached.
+
+        Raises:
+            ClusterError: The cluster does not answer.
+        """
+        ...
+
+    def cancel(self, move_id: str) -> None:
+        """Stops the replacement and leaves the old replica serving; no effect on a final move."""
+        ...

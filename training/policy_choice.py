@@ -1,0 +1,70 @@
+"""A policy as a user names it, before it is made: what travels to the process that runs it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rayfold.envs.cluster import SchedulingStrategy
+from rayfold.envs.safety import Limits
+from rayfold.errors import InputError
+from rayfold.policies.by_name import HEURISTICS, LEARNED, make_policy, shipped_bundle
+from rayfold.policies.free_repacking import FreeRepacking
+from rayfold.policies.protocol import Policy
+from rayfold.policies.rollout import Rearranger
+
+__all__ = ["PolicyChoice"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyChoice:
+    """One column of a report.
+
+    ``none@spread`` is a policy under another placement of Serve's than the scenario's.
+    """
+
+    name: str  # as given: rule, with settings and ``@spread`` or ``@pack`` if wanted
+    bundle: Path | None = None  # of ``learned``
+    tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # see ``make_policy``
+
+    @property
+    def rule(self) -> str:
+        """The name without ``@``."""
+        return self.name.rpartition("@")[0] if self.scheduling is not None else self.name
+
+    @property
+    def scheduling(self) -> SchedulingStrategy | None:
+        """How Serve places replicas under it; None = as the scenario says."""
+        suffix = self.name.rpartition("@")[2] if "@" in self.name else ""
+        return SchedulingStrategy(suffix) if suffix in list(SchedulingStrategy) else None
+
+    def make(self, limits: Limits, where: str = "--policies") -> Policy | Rearranger:
+        """The policy; ``free_repacking`` is none, but may stand where one does.
+
+        Raises:
+            InputError: See ``make_policy``.
+        """
+        if self.rule == FreeRepacking.name:
+            return FreeRepacking()
+        return make_policy(self.rule, limits, bundle=self.bundle, tuned=self.tuned, where=where)
+
+    def digest(self) -> str:
+        """Hex SHA-256 of what decides how it acts, but for the code."""
+        base = self.rule.partition("(")[0]
+        content: dict[str, Any] = {"name": self.name, "tuned": dict(self.tuned.get(base, {}))}
+        if base not in (*HEURISTICS, FreeRepacking.name):
+            folder = (self.bundle or shipped_bundle()) if self.rule == LEARNED else Path(self.rule)
+            content["bundle"] = _folder_digest(folder)
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _folder_digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        for path in sorted(p for p in folder.iterdir() if p.is_file()):
+            digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    except OSError as err:
+        raise InputError(str(folder), "a policy bundle", err.strerror or "unreadable") from None
+    return digest.hexdigest()
