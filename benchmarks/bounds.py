@@ -23,7 +23,7 @@ from rayfold.envs.scenario import Scenario, Split, load_scenario
 from rayfold.envs.simulator import Simulator
 from rayfold.policies.by_name import make_policy
 from rayfold.policies.clairvoyant import clairvoyant, watch_demand
-from rayfold.policies.free_repacking import roll_out_free
+from rayfold.policies.free_repacking import FreeRepacking
 from rayfold.policies.rollout import roll_out
 
 TIGHTNESS = "llm_api,fractional,tight,mixed_fleet"
@@ -72,7 +72,9 @@ def optimum(scenario: Scenario, seed: int, time_limit_s: float) -> dict[str, Any
     first = sim.state().arrays
     demand = watch_demand(sim, slot_s)
     found = clairvoyant(scenario.spec, first, demand, slot_s, time_limit_s)
-    bills = {"free_repacking": roll_out_free(begin(scenario, seed)).ledger.total_usd}
+    bills = {
+        "free_repacking": roll_out(begin(scenario, seed), FreeRepacking(), np.random.default_rng(0)).ledger.total_usd
+    }
     for name in POLICIES:
         policy = make_policy(name, scenario.limits)
         bills[name] = roll_out(begin(scenario, seed), policy, np.random.default_rng(0)).ledger.total_usd
