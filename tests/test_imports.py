@@ -19,7 +19,7 @@ ENTRY_POINTS = {"cli", "cli_evaluate", "cli_explain", "cli_journal", "cli_simula
 LIBRARIES = {
     "envs": {"gymnasium", "numba", "numpy", "pydantic", "scipy", "yaml"},
     "policies": {"highspy", "numpy", "ortools", "pydantic", "safetensors", "scipy", "torch"},
-    "training": {"gymnasium", "matplotlib", "numba", "numpy", "pydantic", "ray", "rich", "scipy", "torch", "yaml"},
+    "training": {"gymnasium", "matplotlib", "numba", "numpy", "pydantic", "ray", "rich", "torch", "yaml"},
     "serving": {"fastapi", "httpx", "numpy", "psutil", "pydantic", "ray", "starlette", "torch", "yaml"},
     "": {"numpy", "rich", "typer"},  # the modules of the package itself
 }

@@ -30,10 +30,10 @@ def test_eta_by_hand() -> None:
 def test_line_holds_every_figure() -> None:
     """Return, cost, moves, steps, steps/s, elapsed and ETA; a dash for what is not known yet."""
     assert progress_line(READING) == (
-        "phase ppo  steps 12,345  steps/s 988  return -1.234  cost USD 1,704.05  moves 19.0  elapsed 0:30  ETA 1:30"
+        "phase ppo  steps 12,345  steps/s 988  return -1.234  total USD 1,704.05  moves 19.0  elapsed 0:30  ETA 1:30"
     )
     assert progress_line(Progress(phase=Phase.DEMONSTRATE, elapsed_s=0.0, done_frac=0.0)) == (
-        "phase demonstrate  steps 0  steps/s -  return -  cost USD -  moves -  elapsed 0:00  ETA --:--"
+        "phase demonstrate  steps 0  steps/s -  return -  total USD -  moves -  elapsed 0:00  ETA --:--"
     )
 
 
