@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Group
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from rayfold.training.bootstrap import Estimate
 from rayfold.training.evaluation import NONE, Evaluation
@@ -37,6 +38,8 @@ COLUMNS = (
     ("decision_ms_p99", "p99", 1.0, 2),
 )
 
+PER_TABLE = 6  # policies side by side in the terminal
+
 
 def _cell(figure: Estimate, factor: float, digits: int) -> str:
     """``mean [low, high]``, the interval on a line of its own."""
@@ -49,21 +52,26 @@ def _cell(figure: Estimate, factor: float, digits: int) -> str:
     return f"{mean}\n[dim]{low} … {high}[/dim]"
 
 
-def table(evaluation: Evaluation) -> Table:
-    """One column per policy, one row per metric: fits a terminal with any number of metrics."""
-    summary = evaluation.summary()
-    out = Table(
-        title=f"{evaluation.scenario.name}: mean and 95 % interval over {len(evaluation.seeds)} episodes of "
+def table(evaluation: Evaluation) -> Group:
+    """One column per policy, one row per metric; beyond ``PER_TABLE`` policies the columns go on below."""
+    summary, names = evaluation.summary(), list(evaluation.results)
+    against = evaluation.versus(NONE) if NONE in summary else {}
+    title = (
+        f"{evaluation.scenario.name}: mean and 95 % interval over {len(evaluation.seeds)} episodes of "
         f"{evaluation.scenario.horizon_s / 3600:g} h "
         f"({evaluation.days or evaluation.split}, {evaluation.scenario.traffic_name})"
     )
-    out.add_column("")
-    for name in summary:
-        out.add_column(escape(name), justify="right")
+    parts = [names[i : i + PER_TABLE] for i in range(0, len(names), PER_TABLE)]
+    return Group(*(_part({n: summary[n] for n in part}, against, title) for part in parts))
+
+
+def _part(
+    summary: Mapping[str, Mapping[str, Estimate]], against: Mapping[str, Mapping[str, Estimate]], title: str
+) -> Table:
+    out = Table("", *(Column(escape(name), justify="right") for name in summary), title=title)
     for metric, heading, factor, digits in COLUMNS:
         out.add_row(heading, *(_cell(values[metric], factor, digits) for values in summary.values()))
-    if NONE in summary:
-        against = evaluation.versus(NONE)
+    if against:
         out.add_row("bill against none, paired %", *(_cell(against[n]["total_usd"], 100.0, 1) for n in summary))
     if any(values["refused_moves"].mean > 0 for values in summary.values()):
         cells = [f"{values['refused_moves'].mean:,.1f}" for values in summary.values()]

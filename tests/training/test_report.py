@@ -1,5 +1,6 @@
 """What is written is written whole, says what made it, and shows no interval where there is none."""
 
+import io
 import json
 import os
 from dataclasses import replace
@@ -84,6 +85,17 @@ def test_table_rows_and_intervals() -> None:
     assert all("…" in cell for cell in two["total USD"])
     assert one["moves"] == ["0.0", "0.0"]
     assert two["bill against none, paired %"] == ["0.0 0.0 … 0.0"] * 2
+
+
+def test_many_policies_go_on_below() -> None:
+    """Fourteen policies are three tables of at most six; each policy has its figure, in order."""
+    many = {f"p{i}": (result(total_usd=float(100 + i)),) for i in range(14)}
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table(made_up(many)))
+    lines = [line for line in console.export_text().splitlines() if "total USD" in line]
+    shown_usd = [[cell.strip() for cell in line.strip("│").split("│")][1:] for line in lines]
+    assert [len(cells) for cells in shown_usd] == [6, 6, 2]
+    assert [float(cell) for cells in shown_usd for cell in cells] == [100.0 + i for i in range(14)]
 
 
 def test_table_by_hand() -> None:
