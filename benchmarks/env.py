@@ -1,6 +1,6 @@
 """How fast the cluster model is: environment steps, large clusters, a day of llm_api, memory, threads.
 
-    python benchmarks/env_speed.py [--json OUT]
+    python benchmarks/env.py [--json OUT]
 
 CPU time of this process, the least of several repeats; only the thread scaling is wall time. Compilation is excluded.
 """
@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
@@ -212,19 +213,43 @@ def memory_mb(num_nodes: int = 64, num_deployments: int = 12) -> float:
     return (size(world) - size(world.spec) + 4 * env.layout.size) / 2**20
 
 
+def cartpole_speed(num_envs: int = 64, num_steps: int = 2000) -> float:
+    """Steps per second of gymnasium's own vectorised NumPy CartPole: the peer of the same run."""
+    env = gym.make_vec("CartPole-v1", num_envs, vectorization_mode="vector_entry_point")
+    env.reset(seed=0)
+    actions = np.random.default_rng(0).integers(2, size=(num_steps, num_envs))
+
+    def play() -> None:
+        for action in actions:
+            env.step(action)
+
+    speed = num_envs * num_steps / least_s(play, 3)
+    env.close()
+    return speed
+
+
 def main() -> None:
     """Prints every figure, and writes them as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    sizes = size_scaling()
+    small, peer, sizes, day = step_speed(), cartpole_speed(), size_scaling(), day_of_llm_api()
+    largest = sizes[-1]
     result = {
-        "16x12": step_speed(),
-        "threads": thread_scaling(),
+        "steps_per_s_16x12": small["steps_per_s"],
+        "core_steps_per_s_16x12": small["steps_per_s_blind"],
+        "move_frac_16x12": small["move_frac"],
+        "cartpole_steps_per_s": peer,
+        "steps_over_cartpole": small["steps_per_s"] / peer,
+        "tick_ms_1000x50": largest["tick_ms"],
+        "observe_ms_1000x50": largest["obs_ms"],
+        "day_ms_llm_api": day["day_ms"],
+        "reset_ms_llm_api": day["reset_ms"],
+        "scaling_exponent": exponent(sizes, "tick_ms"),
+        "observe_scaling_exponent": exponent(sizes, "obs_ms"),
+        "memory_mb_64": memory_mb(),
+        **thread_scaling(),
         "sizes": sizes,
-        "exponents": {name: exponent(sizes, name) for name in ("tick_ms", "obs_ms")},
-        "llm_api": day_of_llm_api(),
-        "memory_mb": memory_mb(),
     }
     text = json.dumps(result, indent=2)
     print(text)
