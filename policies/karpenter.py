@@ -1,6 +1,6 @@
 """``karpenter`` and ``karpenter_balanced``: consolidation by the disruption controller of Karpenter.
 
-After sigs.k8s.io/karpenter, v1.0, and ``Balanced`` as of the main branch (``pkg/controllers/disruption``):
+After sigs.k8s.io/karpenter (``pkg/controllers/disruption``), v1.0, ``Balanced`` as of v1.14 (pull requests 2942, 2962).
 ``WhenEmptyOrUnderutilized`` tries to let the first n candidates go at once, in order of disruption cost, and finds the
 largest n by binary search (``MultiNodeConsolidation``, n from 2 to 100); failing that, one after another
 (``SingleNodeConsolidation``). What it finds has to hold still 15 s later. ``consolidate_after_s`` after the last event

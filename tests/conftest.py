@@ -4,7 +4,23 @@ import matplotlib
 import pytest
 import ray
 
+from rayfold.process_exit import end_process
+
 matplotlib.use("Agg")
+_statuses: list[int] = []
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(exitstatus: int) -> None:
+    """The last word on the exit code."""
+    _statuses.append(int(exitstatus))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """Ends the run as our own commands end: tests that passed must not end with a crash of Ray's threads."""
+    if _statuses:
+        end_process(_statuses[-1])
 
 
 @pytest.fixture(autouse=True)

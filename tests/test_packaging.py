@@ -77,7 +77,7 @@ def test_wheel_says_what_it_needs(wheel: Path) -> None:
     """Entry point, Python and licence are declared, and Ray is held to the release whose rules were ported."""
     with zipfile.ZipFile(wheel) as archive:
         info = next(name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name)
-        assert "rayfold = rayfold.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
+        assert "rayfold = rayfold.cli:entry" in archive.read(f"{info}/entry_points.txt").decode()
         about = message_from_bytes(archive.read(f"{info}/METADATA"))
     assert about["Name"] == "rayfold"
     assert about["Requires-Python"] == ">=3.11"

@@ -1,6 +1,6 @@
 """``python -m rayfold`` runs the command line."""
 
-from rayfold.cli import main
+from rayfold.cli import entry
 
 if __name__ == "__main__":
-    main()
+    entry()

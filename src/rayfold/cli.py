@@ -14,8 +14,9 @@ import typer
 from rayfold import cli_evaluate, cli_explain, cli_journal, cli_simulate, cli_trace, cli_tune
 from rayfold.cli_options import SyntheticOption, TracesOption, names, traces_dir
 from rayfold.errors import RayfoldError
+from rayfold.process_exit import end_process
 
-__all__ = ["app", "main"]
+__all__ = ["app", "entry", "main"]
 
 app = typer.Typer(
     name="rayfold",
@@ -208,3 +209,14 @@ def main() -> None:
         sys.exit(_EXIT_INPUT)
     except KeyboardInterrupt:
         sys.exit(_EXIT_INTERRUPT)
+
+
+def entry() -> None:
+    """What the installed command and ``python -m rayfold`` run: ``main``, and the end of the process."""
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if "ray" in sys.modules:
+            end_process(code)
+        raise

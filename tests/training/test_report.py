@@ -16,6 +16,7 @@ from rich.console import Console
 from rayfold.envs.scenario import load_scenario
 from rayfold.policies.none import NoMoves
 from rayfold.policies.protocol import Policy
+from rayfold.training.episode_result import EpisodeResult
 from rayfold.training.evaluation import Evaluation, evaluate
 from rayfold.training.report import COLUMNS, table, write_atomically, write_json, write_png
 from tests.training.made_up import made_up, result
@@ -89,7 +90,7 @@ def test_table_rows_and_intervals() -> None:
 
 def test_many_policies_go_on_below() -> None:
     """Fourteen policies are three tables of at most six; each policy has its figure, in order."""
-    many = {f"p{i}": (result(total_usd=float(100 + i)),) for i in range(14)}
+    many: dict[str, tuple[EpisodeResult, ...]] = {f"p{i}": (result(total_usd=float(100 + i)),) for i in range(14)}
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(table(made_up(many)))
     lines = [line for line in console.export_text().splitlines() if "total USD" in line]
