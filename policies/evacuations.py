@@ -4,18 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rayfold.envs.evacuation import move_price_usd, new_workspace, plan_evacuation, prepare
 from rayfold.envs.moves import Candidate, Move, Plan
-from rayfold.envs.safety import Limits, check_move, move_masks, moves_in_flight
+from rayfold.envs.safety import Limits, check_move, moves_in_flight
 from rayfold.envs.state import ClusterState, NodePhase
 from rayfold.envs.transition import with_move
+from rayfold.policies.destinations import masks
 
 __all__ = [
     "Evacuation",
     "candidates",
-    "destination_mask",
     "evacuations",
     "first_moves",
     "moves_in_order",
@@ -57,16 +56,6 @@ def new_evacuation(state: ClusterState, node_idx: int, moves: Sequence[Move]) ->
     )
 
 
-def destination_mask(state: ClusterState, limits: Limits) -> NDArray[np.float32]:
-    """Which node may take a replica of which deployment now: ``(N, D)``, 1 = yes."""
-    st, num_deployments = state.arrays, state.spec.num_deployments
-    shape = (len(st.node_type), num_deployments)
-    source, may_take = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    new_node = np.zeros((len(state.spec.node_types), num_deployments), np.float32)
-    move_masks(state.spec.arrays, st, state.now_s, limits, source, may_take, new_node)
-    return may_take
-
-
 def evacuations(state: ClusterState, limits: Limits) -> list[Evacuation]:
     """All nodes that can be emptied onto other occupied nodes, by best fit.
 
@@ -78,7 +67,7 @@ def evacuations(state: ClusterState, limits: Limits) -> list[Evacuation]:
         One entry per node with at least one replica left to move, in order of node rows.
     """
     st, spec = state.arrays, state.spec.arrays
-    may_take, work = destination_mask(state, limits), new_workspace(st)
+    may_take, work = masks(state, limits).destination.astype(np.float32), new_workspace(st)
     prepare(spec, st, state.now_s, limits, work)
     found = []
     for n in map(int, np.flatnonzero(st.node_phase == NodePhase.ALIVE)):

@@ -11,7 +11,8 @@ from rayfold.envs.moves import Move, Plan
 from rayfold.envs.safety import Limits, check_move, source_reason
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from rayfold.envs.transition import with_move
-from rayfold.policies.evacuations import Evacuation, destination_mask, first_moves, new_evacuation
+from rayfold.policies.destinations import masks
+from rayfold.policies.evacuations import Evacuation, first_moves, new_evacuation
 
 __all__ = ["FirstFitDecreasing"]
 
@@ -33,7 +34,7 @@ class FirstFitDecreasing:
 
     def plan(self, state: ClusterState, rng: np.random.Generator) -> Plan:
         """The first moves of the first node in order that can be emptied."""
-        may_take = destination_mask(state, self._limits) > 0
+        may_take = masks(state, self._limits).destination
         for n in _order(state):
             found = _empty(state, n, self._limits, may_take)
             if found is not None:
