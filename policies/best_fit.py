@@ -4,40 +4,27 @@ The greedy rule of the field: Ray's best-fit test (``_find_best_node_to_compact`
 "consolidate the least disruptive node first", without their quiet times.
 """
 
-import numpy as np
+from typing import Any
 
-from rayfold.envs.moves import Plan
-from rayfold.envs.safety import Limits
-from rayfold.envs.state import ClusterState
-from rayfold.policies.evacuations import candidates, evacuations, first_moves
+from rayfold.policies.evacuations import Evacuation
+from rayfold.policies.one_node import OneNode
 
 __all__ = ["BestFit"]
 
 
-class BestFit:
-    """Empties one node at a time, as soon as it can be emptied.
-
-    A node that is already being emptied goes first; then the lowest price of its moves; then the dearest node.
-
-    Args:
-        limits: What the safety filter allows.
-    """
+class BestFit(OneNode):
+    """A node that is already being emptied goes first; then the lowest price of its moves; then the dearest node."""
 
     name = "best_fit"
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def order(self, e: Evacuation) -> tuple[Any, ...]:
+        """See the class."""
+        return (not e.is_underway, e.price_usd, -e.node_usd_per_h, e.node_idx)
 
-    def reset(self) -> None:
-        """Nothing to forget."""
+    def score(self, e: Evacuation) -> float:
+        """Higher is better."""
+        return -e.price_usd
 
-    def plan(self, state: ClusterState, rng: np.random.Generator) -> Plan:
-        """The first moves of the cheapest evacuation."""
-        found = evacuations(state, self._limits)
-        if not found:
-            return Plan(reason="no node can be emptied")
-        chosen = min(found, key=lambda e: (not e.is_underway, e.price_usd, -e.node_usd_per_h, e.node_idx))
-        weighed = candidates(
-            found, lambda e: -e.price_usd, lambda e: "chosen" if e is chosen else "its moves cost no less"
-        )
-        return first_moves(state, chosen, self._limits, f"empty node {chosen.node_idx}", weighed)
+    def objection(self, e: Evacuation) -> str:
+        """One line."""
+        return "its moves cost no less"

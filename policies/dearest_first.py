@@ -5,36 +5,27 @@
 It keeps no memory, so a network that sees the same state can imitate it: it is the default teacher.
 """
 
-import numpy as np
+from typing import Any
 
-from rayfold.envs.moves import Plan
-from rayfold.envs.safety import Limits
-from rayfold.envs.state import ClusterState
-from rayfold.policies.evacuations import candidates, evacuations, first_moves
+from rayfold.policies.evacuations import Evacuation
+from rayfold.policies.one_node import OneNode
 
 __all__ = ["DearestFirst"]
 
 
-class DearestFirst:
-    """Empties the node with the highest price that can be emptied; the cheapest to empty of equal ones.
-
-    Args:
-        limits: What the safety filter allows.
-    """
+class DearestFirst(OneNode):
+    """The highest price of the node; of equal ones the one under way, then the cheapest to empty."""
 
     name = "dearest_first"
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def order(self, e: Evacuation) -> tuple[Any, ...]:
+        """See the class."""
+        return (-e.node_usd_per_h, not e.is_underway, e.price_usd, e.node_idx)
 
-    def reset(self) -> None:
-        """Nothing to forget."""
+    def score(self, e: Evacuation) -> float:
+        """Higher is better."""
+        return e.node_usd_per_h
 
-    def plan(self, state: ClusterState, rng: np.random.Generator) -> Plan:
-        """The first moves of the chosen evacuation; one under way goes first among nodes of equal price."""
-        found = evacuations(state, self._limits)
-        if not found:
-            return Plan(reason="no node can be emptied")
-        chosen = min(found, key=lambda e: (-e.node_usd_per_h, not e.is_underway, e.price_usd, e.node_idx))
-        weighed = candidates(found, lambda e: e.node_usd_per_h, lambda e: "chosen" if e is chosen else "no dearer")
-        return first_moves(state, chosen, self._limits, f"empty node {chosen.node_idx}", weighed)
+    def objection(self, e: Evacuation) -> str:
+        """One line."""
+        return "no dearer"
