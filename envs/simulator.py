@@ -4,6 +4,8 @@ A thin shell over ``dynamics.step``; it also is the simulated ``Executor``. Dete
 is drawn beforehand and does not depend on what the policy does.
 """
 
+import copy
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -99,6 +101,19 @@ class Simulator:
     def bound_usd_per_h(self) -> float:
         """Lower bound on the present hourly node bill."""
         return float(bound_usd_per_h(self.spec.arrays, self._arrays))
+
+    def fork(self) -> "Simulator":
+        """A second simulator in the same state, with the same future: neither sees what the other does from now on.
+
+        What happens is the same in both as long as the same is done in both; draws that follow a difference differ.
+        """
+        twin = copy.copy(self)
+        twin._arrays, twin._hidden = self._arrays.copy(), Hidden._make(a.copy() for a in self._hidden)
+        twin._tally = type(self._tally)._make(a.copy() for a in self._tally)
+        twin._work = new_workspace(twin._arrays)
+        twin._clock, twin._ledger = self._clock.copy(), self._ledger.copy()
+        twin._sources, twin._ended = dict(self._sources), dict(self._ended)
+        return twin
 
     def advance(self, num_steps: int) -> None:
         """Lets ``num_steps`` steps of ``settings.substep_s`` pass.

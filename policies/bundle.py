@@ -14,10 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
 from rayfold.envs.layout import (
     DEPLOYMENT_FEATURES,
@@ -28,6 +25,8 @@ from rayfold.envs.layout import (
 )
 from rayfold.errors import InputError
 from rayfold.policies.network import CompactionNet, NetworkConfig
+from rayfold.policies.switch_file import Switch, read_switch, write_switch
+from rayfold.policies.weights import one_line, packed, read_bytes, restore
 
 __all__ = ["FORMAT_VERSION", "PolicyBundle", "TrainingCard", "load_bundle", "save_bundle"]
 
@@ -56,6 +55,7 @@ class PolicyBundle:
 
     net: CompactionNet  # in eval mode, on the CPU
     card: TrainingCard
+    switch: Switch | None = None  # None = the network leads alone
 
 
 def _schema() -> dict[str, Any]:
@@ -68,20 +68,21 @@ def _schema() -> dict[str, Any]:
     }
 
 
-def save_bundle(path: Path, net: CompactionNet, card: TrainingCard) -> None:
+def save_bundle(path: Path, net: CompactionNet, card: TrainingCard, switch: Switch | None = None) -> None:
     """Writes a bundle, all of it or nothing; an older bundle at ``path`` is replaced.
 
     Args:
         path: The bundle's folder.
         net: Network with the weights to save.
         card: Where it comes from.
+        switch: What decides when the network leads; None = it always does.
 
     Raises:
         InputError: ``path`` is something else than a bundle.
     """
     if path.exists() and not (path / HEADER).is_file():
         raise InputError(str(path), "a bundle to replace, or nothing", "another file or folder")
-    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()})
+    weights = packed(net)
     header = {
         "format": FORMAT_VERSION,
         "schema": _schema(),
@@ -95,6 +96,8 @@ def save_bundle(path: Path, net: CompactionNet, card: TrainingCard) -> None:
         fresh.mkdir()
         (fresh / WEIGHTS).write_bytes(weights)
         (fresh / HEADER).write_text(json.dumps(header, indent=2) + "\n")
+        if switch is not None:
+            write_switch(fresh, switch)
         if path.exists():
             path.rename(Path(scratch) / "old")
         fresh.rename(path)
@@ -108,41 +111,26 @@ def load_bundle(path: Path) -> PolicyBundle:
         InputError: A file is missing, truncated or of another format, the observation schema differs, or the
             weights do not belong to the network.
     """
-    header_path, weights_path = path / HEADER, path / WEIGHTS
+    header_path = path / HEADER
     header = _read_header(header_path)
     try:
         config = TypeAdapter(NetworkConfig).validate_python(header["network"])
         card = TypeAdapter(TrainingCard).validate_python(header["training"])
         checksum = str(header["weights_sha256"])
     except (KeyError, ValidationError) as err:
-        raise InputError(str(header_path), "network, training and weights_sha256", _one_line(err)) from err
+        raise InputError(str(header_path), "network, training and weights_sha256", one_line(err)) from err
     if config.dim < 1 or config.heads < 1 or config.layers < 0 or config.dim % config.heads:
         raise InputError(f"{header_path}: network", "dim a multiple of heads", f"{config.dim}, {config.heads}")
-    weights = _read(weights_path)
-    try:
-        tensors = load(weights)
-    except SafetensorError as err:
-        raise InputError(str(weights_path), "complete safetensors weights", _one_line(err)) from err
     net = CompactionNet(config)
-    _check_shapes(weights_path, net, tensors)
-    if hashlib.sha256(weights).hexdigest() != checksum:
-        raise InputError(str(weights_path), f"SHA-256 {checksum[:12]}… as in {HEADER}", "other contents")
-    net.load_state_dict(tensors)
-    return PolicyBundle(net=net.eval(), card=card)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as err:
-        raise InputError(str(path), "a file of a policy bundle", err.strerror or "unreadable") from None
+    restore(net, path / WEIGHTS, checksum)
+    return PolicyBundle(net=net.eval(), card=card, switch=read_switch(path))
 
 
 def _read_header(path: Path) -> dict[str, Any]:
     try:
-        header = json.loads(_read(path))
+        header = json.loads(read_bytes(path))
     except ValueError as err:
-        raise InputError(str(path), "JSON", _one_line(err)) from err
+        raise InputError(str(path), "JSON", one_line(err)) from err
     if not isinstance(header, dict):
         raise InputError(str(path), "a JSON object", type(header).__name__)
     if header.get("format") != FORMAT_VERSION:
@@ -153,23 +141,3 @@ def _read_header(path: Path) -> dict[str, Any]:
         where = f"{path}: schema.hash"
         raise InputError(where, f"{schema_hash()[:12]}… (train the policy again)", f"{str(found)[:12]}…")
     return header
-
-
-def _check_shapes(path: Path, net: CompactionNet, tensors: dict[str, torch.Tensor]) -> None:
-    own = net.state_dict()
-    if own.keys() != tensors.keys():
-        name = min(own.keys() ^ tensors.keys())
-        raise InputError(f"{path}: {name}", *(("a tensor", "none") if name in own else ("none", "a tensor")))
-    for name, tensor in own.items():
-        want, got = (tuple(tensor.shape), tensor.dtype), (tuple(tensors[name].shape), tensors[name].dtype)
-        if want != got:
-            raise InputError(f"{path}: {name}", f"{want[0]} {want[1]}", f"{got[0]} {got[1]}")
-        if not torch.isfinite(tensors[name]).all():
-            raise InputError(f"{path}: {name}", "finite weights", "NaN or infinity")
-
-
-def _one_line(err: Exception) -> str:
-    if isinstance(err, ValidationError):
-        first = err.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return f"{type(err).__name__}: {err}".replace("\n", " ")

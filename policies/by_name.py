@@ -22,6 +22,7 @@ from rayfold.policies.patient import Patient, PatientSettings
 from rayfold.policies.protocol import Policy
 from rayfold.policies.ray_serve import RayServe
 from rayfold.policies.settings import NoSettings, parse_settings
+from rayfold.policies.switching import PolicySwitching
 
 __all__ = ["HEURISTICS", "LEARNED", "Heuristic", "make_policy", "shipped_bundle"]
 
@@ -86,11 +87,18 @@ def make_policy(
         values = _split(given["settings"], f"{where} {rule}") if given else (tuned or {}).get(rule, {})
         return make(limits, parse_settings(settings_type, values, f"{where} {rule}"))
     if name == LEARNED:
-        return LearnedPolicy(load_bundle(bundle or shipped_bundle()).net, limits, num_candidates=num_candidates)
+        return _of_bundle(bundle or shipped_bundle(), limits, num_candidates)
     if "/" in name or (name and Path(name).is_dir()):  # Path("") is the working directory
-        return LearnedPolicy(load_bundle(Path(name)).net, limits, num_candidates=num_candidates)
+        return _of_bundle(Path(name), limits, num_candidates)
     known = ", ".join([*HEURISTICS, LEARNED])
     raise InputError(where, f"one of {known}, or the directory of a policy bundle", name)
+
+
+def _of_bundle(path: Path, limits: Limits, num_candidates: int) -> Policy:
+    bundle = load_bundle(path)
+    if bundle.switch is not None:
+        return PolicySwitching(bundle.switch.net, bundle.net, limits)
+    return LearnedPolicy(bundle.net, limits, num_candidates=num_candidates)
 
 
 def _split(text: str, where: str) -> dict[str, str]:

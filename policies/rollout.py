@@ -74,6 +74,7 @@ def roll_out(
     *,
     clock: Callable[[], float] = time.perf_counter,
     recorder: Recorder | None = None,
+    max_ticks: int | None = None,
 ) -> Rollout:
     """Lets a policy decide at every tick for which there is traffic.
 
@@ -83,6 +84,7 @@ def roll_out(
         rng: Of the policy.
         clock: Measures the time to plan.
         recorder: Looks on.
+        max_ticks: Ends it earlier.
 
     Raises:
         ValueError: The simulator step does not divide the decision interval.
@@ -104,7 +106,7 @@ def roll_out(
             else:
                 refused += 1
 
-    time_s, num_nodes = roll(sim, decide, recorder)
+    time_s, num_nodes = roll(sim, decide, recorder, max_ticks)
     return Rollout(
         ledger=sim.ledger(),
         time_s=time_s,
@@ -115,7 +117,10 @@ def roll_out(
 
 
 def roll(
-    sim: Simulator, decide: Callable[[Simulator], None], recorder: Recorder | None = None
+    sim: Simulator,
+    decide: Callable[[Simulator], None],
+    recorder: Recorder | None = None,
+    max_ticks: int | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The loop alone, for whoever decides by other means than plans.
 
@@ -123,6 +128,7 @@ def roll(
         sim: Is advanced to the last whole tick of its traffic.
         decide: Called at every tick.
         recorder: Looks on.
+        max_ticks: Ends it earlier.
 
     Returns:
         Clock in seconds and nodes paid for, both ``(ticks,)`` and as each tick found them.
@@ -136,8 +142,9 @@ def roll(
         raise ValueError(
             f"steps of {settings.substep_s:g} s do not divide a tick of {settings.decision_interval_s:g} s"
         )
-    time_s, num_nodes = [], []
-    while sim.num_steps_left >= steps:
+    time_s: list[float] = []
+    num_nodes: list[int] = []
+    while sim.num_steps_left >= steps and (max_ticks is None or len(time_s) < max_ticks):
         time_s.append(sim.now_s)
         num_nodes.append(int((sim.view.arrays.node_phase != NodePhase.ABSENT).sum()))
         decide(sim)

@@ -22,7 +22,7 @@ from rayfold.policies.rollout import Rearranger, Recorder, Rollout, roll_out
 from rayfold.training.replay_record import ReplayRecorder
 from rayfold.training.tick_record import Part, TickRecord, TickRecorder, check_books
 
-__all__ = ["METRICS", "EpisodeResult", "run_episode"]
+__all__ = ["METRICS", "EpisodeResult", "begin_episode", "run_episode"]
 
 PRICE_SCALES = (0.25, 4.0)  # DESIGN §5: results are also shown at other prices of disruption and unserved demand
 
@@ -127,7 +127,7 @@ def run_episode(
     """
     policy.reset()
     episode_rng, policy_rng = np.random.default_rng(seed).spawn(2)
-    sim, digest = _begin(scenario, split, episode_rng, scheduling)
+    sim, digest = begin_episode(scenario, split, episode_rng, scheduling)
     ticks, replay = TickRecorder(), ReplayRecorder()
     recorder = _Both(ticks, replay) if is_recorded else ticks
     done = roll_out(sim, policy, policy_rng, clock=time.perf_counter, recorder=recorder)
@@ -145,10 +145,17 @@ def run_episode(
     )
 
 
-def _begin(
-    scenario: Scenario, split: Split, rng: np.random.Generator, scheduling: SchedulingStrategy | None
+def begin_episode(
+    scenario: Scenario, split: Split, rng: np.random.Generator, scheduling: SchedulingStrategy | None = None
 ) -> tuple[Simulator, str]:
-    """The simulator at the start of the episode, with the streams of ``Episode``, and the digest of both."""
+    """The simulator at the start of the episode, with the streams of ``Episode``, and the digest of both.
+
+    Args:
+        scenario: What to simulate.
+        split: Which days the traffic is drawn from.
+        rng: Fixes the episode.
+        scheduling: How Serve places replicas from now on; None = as the scenario says.
+    """
     traffic_rng, placement_rng, simulator_rng = rng.spawn(3)
     traffic = scenario.sample(traffic_rng, split)
     state = initial_state(scenario.spec, traffic, placement_rng)

@@ -9,7 +9,8 @@ from rayfold.policies.settings import Between, OneOf, search_space
 from rayfold.training.evaluation import Evaluation
 from rayfold.training.policy_choice import PolicyChoice
 from rayfold.training.unit_store import UnitStore
-from rayfold.training.units import HERE, Unit, Workers, evaluate_units
+from rayfold.training.units import Unit, evaluate_units
+from rayfold.training.workers import HERE, Workers
 
 __all__ = ["POINT_METRICS", "sweep_choices", "sweep_points", "sweep_settings", "with_settings"]
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from rayfold.training.evaluation import Evaluation
     from rayfold.training.policy_choice import PolicyChoice
     from rayfold.training.unit_store import UnitStore
-    from rayfold.training.units import Unit, Workers
+    from rayfold.training.units import Unit
+    from rayfold.training.workers import Workers
 
 __all__ = ["app"]
 
@@ -64,7 +65,7 @@ def evaluate(
     from rayfold.training.days import on_days
     from rayfold.training.policy_choice import PolicyChoice
     from rayfold.training.unit_store import UnitStore
-    from rayfold.training.units import Workers
+    from rayfold.training.workers import Workers
 
     if split not in list(Split):
         raise InputError("--split", " or ".join(Split), split)

@@ -12,6 +12,7 @@ from rayfold.envs.initial_state import initial_state
 from rayfold.envs.ledger import Entry
 from rayfold.envs.moves import Move, MovePhase
 from rayfold.envs.safety import Limits, movable_replica, move_masks
+from rayfold.envs.scenario import Split, load_scenario
 from rayfold.envs.simulator import Simulator
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from rayfold.errors import ExecutorError
@@ -263,3 +264,20 @@ def test_starts_from_a_saved_state(tmp_path: Path) -> None:
     assert loaded.spec == state.spec
     assert loaded.digest() == state.digest()
     assert play(loaded, 5) == play(state, 5)
+
+
+def test_a_fork_has_the_same_future_and_goes_its_own_way() -> None:
+    """Led alike, both end alike to the last bit; what happens in one does not show in the other."""
+    scenario = load_scenario("spot", None, synthetic=True).with_horizon(7200.0)
+    rngs = np.random.default_rng(3).spawn(3)
+    traffic = scenario.sample(rngs[0], Split.TRAIN)
+    sim = Simulator(initial_state(scenario.spec, traffic, rngs[1]), traffic, scenario.limits, rngs[2])
+    sim.advance(300)
+    before, fork = sim.state(), sim.fork()
+    fork.advance(600)
+    assert sim.state().digest() == before.digest()
+    assert sim.ledger().total_usd < fork.ledger().total_usd
+    sim.advance(600)
+    assert sim.state().digest() == fork.state().digest()
+    np.testing.assert_array_equal(sim.ledger().values, fork.ledger().values)
+    np.testing.assert_array_equal(sim.deployment_ledger(), fork.deployment_ledger())

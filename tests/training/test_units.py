@@ -14,7 +14,8 @@ from rayfold.training import unit_store, units
 from rayfold.training.evaluation import Evaluation
 from rayfold.training.policy_choice import PolicyChoice
 from rayfold.training.unit_store import UnitStore, scenario_digest, unit_key
-from rayfold.training.units import HERE, Unit, Workers, evaluate_units
+from rayfold.training.units import Unit, evaluate_units
+from rayfold.training.workers import HERE, Workers
 
 POLICIES = (PolicyChoice(name="none"), PolicyChoice(name="best_fit"))
 
@@ -25,9 +26,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     told: list[tuple[str, int]] = []
     run = units._run
 
-    def note(scenario: Scenario, split: Split, unit: Unit) -> object:
+    def note(shared: tuple[Scenario, Split], unit: Unit) -> object:
         told.append((unit.policy.name, unit.seed))
-        return run(scenario, split, unit)
+        return run(shared, unit)
 
     monkeypatch.setattr(units, "_run", note)
     return told

@@ -1,0 +1,79 @@
+"""``train-switch``: learn when the network of a bundle leads, and when a heuristic does."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayfold.cli_options import SyntheticOption, TracesOption, names, traces_dir
+from rayfold.errors import InputError
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command("train-switch")
+def train_switch(
+    out: Annotated[Path, typer.Option(help="Folder of the bundle with the switch; may be --bundle itself.")],
+    scenario: Annotated[str, typer.Option(help="Shipped names or YAML paths, comma-separated.")] = "llm_api",
+    episodes: Annotated[str, typer.Option(help="Of the training days: one number for all, or one each.")] = "20",
+    horizon_h: Annotated[str, typer.Option(help="Length of an episode: one for all, or one each.")] = "12",
+    bundle: Annotated[Path | None, typer.Option(help="Gives the network; default: the shipped one.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the fit; episodes have the seeds from 0 on.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, as Ray tasks; 1 = this one, without Ray.")] = 1,
+    run_dir: Annotated[Path, typer.Option(help="What is labelled; the same command goes on where it stopped.")] = Path(
+        "runs/switch"
+    ),
+    traces: TracesOption = None,
+    synthetic: SyntheticOption = False,
+) -> None:
+    """Learn when to follow the network and when a heuristic: every one is tried from the same states."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from rayfold.cli_checks import check_bundle_target, check_horizon, check_output
+    from rayfold.envs.scenario import load_scenario
+    from rayfold.policies.bundle import load_bundle, save_bundle
+    from rayfold.policies.by_name import shipped_bundle
+    from rayfold.policies.switch_net import SwitchConfig
+    from rayfold.training.switch_training import Lesson, train_switch
+    from rayfold.training.workers import Workers
+
+    chosen = names(scenario)
+    counts = [round(count) for count in _one_each("--episodes", episodes, len(chosen))]
+    hours = _one_each("--horizon-h", horizon_h, len(chosen))
+    check_bundle_target(out)
+    check_output("--run-dir", run_dir / "labels" / "any")
+    lessons = []
+    for name, count, hour in zip(chosen, counts, hours, strict=True):
+        check_horizon(hour)
+        loaded = load_scenario(name, traces_dir(traces), synthetic=synthetic)
+        loaded = loaded.with_horizon(min(loaded.horizon_s, hour * 3600.0))
+        lessons.append(Lesson(scenario=loaded, seeds=tuple(range(count))))
+    base = load_bundle(bundle or shipped_bundle())
+    console = Console()
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("labelling", total=sum(counts))
+        switch = train_switch(
+            lessons,
+            base,
+            SwitchConfig(),
+            run_dir,
+            seed=seed,
+            workers=Workers(jobs=jobs),
+            on_episode=lambda name, seed: progress.advance(task),
+        )
+    save_bundle(out, base.net, base.card, switch)
+    told = ", ".join(f"{name} {100 * value:+.2f} %" for name, value in switch.card.metrics.items() if name != "choices")
+    console.print(f"bundle: {out}\n{switch.card.choices} choices; bill against exact, on episodes left out: {told}")
+
+
+def _one_each(flag: str, text: str, count: int) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(flag, "numbers separated by commas", text) from None
+    if len(values) not in (1, count) or not all(value >= 1.0 for value in values):
+        raise InputError(flag, f"one number of at least 1, or {count}", text)
+    return values * count if len(values) == 1 else values
