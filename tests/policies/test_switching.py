@@ -39,10 +39,10 @@ def simulator(name: str = "smoke", horizon_s: float = 7200.0, seed: int = 0) -> 
 
 def switch_that_says(relative: list[float], **config: float) -> SwitchNet:
     """A network that expects the same of the members (the reference left out) whatever it sees."""
-    net = SwitchNet(SwitchConfig(dim=4, ensemble=2, **config))  # type: ignore[arg-type]  # not the two that are int
+    net = SwitchNet(SwitchConfig(dim=4, ensemble=2, **config))
     with torch.no_grad():
         for one in net.nets:
-            last = cast("torch.nn.Sequential", one)[-1]
+            last = cast("torch.nn.Linear", cast("torch.nn.Sequential", one)[-1])
             last.weight.zero_()
             last.bias.copy_(torch.tensor(relative))
     return net.eval()
@@ -107,7 +107,7 @@ def test_reference_costs_itself_and_doubt_is_added() -> None:
     """The reference's column is 0; disagreement of the ensemble counts against a member."""
     net = switch_that_says(others(network=-0.05), doubt=1.0)
     with torch.no_grad():
-        cast("torch.nn.Sequential", net.nets[0])[-1].bias.add_(0.02)
+        cast("torch.nn.Linear", cast("torch.nn.Sequential", net.nets[0])[-1]).bias.add_(0.02)
     found = net.pessimistic(torch.zeros(3, len(FEATURES)))
     assert found.shape == (3, len(MEMBERS))
     assert (found[:, REFERENCE] == 0.0).all()
