@@ -89,8 +89,7 @@ def _fit(labels: Labels, config: SwitchConfig, seed: int) -> SwitchNet:
         torch.manual_seed(seed)
         net = SwitchNet(config)
         features = torch.from_numpy(labels.features)
-        net.mean.copy_(features.mean(0))
-        net.scale.copy_(features.std(0).clamp(min=0.05))  # one that hardly varied here says nothing elsewhere
+        net.know(features)
         wanted = torch.from_numpy(relative_bills(labels)).float().clamp(-CLIP, CLIP)
         optimizer = torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
         steps = EPOCHS * max(1, len(features) // BATCH)

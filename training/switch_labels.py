@@ -23,7 +23,7 @@ from rayfold.policies.switch_features import FEATURES, Memory
 from rayfold.policies.switch_net import SwitchConfig
 from rayfold.training.episode_result import begin_episode
 
-__all__ = ["Labels", "join_labels", "label_episode", "some_labels", "vary"]
+__all__ = ["Labels", "join_labels", "label_episode", "scaled", "some_labels", "vary"]
 
 KEEP_PROB = 0.5  # that the leader of the episode itself stays
 
@@ -36,24 +36,35 @@ class Labels(NamedTuple):
     episode: NDArray[np.int64]  # (M,) the same number for choices of one episode
 
 
-def vary(scenario: Scenario, rng: np.random.Generator) -> Scenario:
+def scaled(scenario: Scenario, *, startup: float = 1.0, prices: float = 1.0) -> Scenario:
     """Another world.
+
+    Args:
+        scenario: Stays as it is.
+        startup: Times as long start-ups take.
+        prices: Times as much disruption and unserved demand cost.
+    """
+    spec, old = scenario.spec, scenario.spec.settings.prices
+    deployments = tuple(
+        dataclasses.replace(d, startup_s=Interval(d.startup_s.min_s * startup, d.startup_s.max_s * startup))
+        for d in spec.deployments
+    )
+    new = dataclasses.replace(
+        old, disruption_scale=old.disruption_scale * prices, unserved_factor=old.unserved_factor * prices
+    )
+    settings = dataclasses.replace(spec.settings, prices=new)
+    return dataclasses.replace(scenario, spec=dataclasses.replace(spec, deployments=deployments, settings=settings))
+
+
+def vary(scenario: Scenario, rng: np.random.Generator) -> Scenario:
+    """A world drawn at random.
 
     In half of them start-ups take a half to three times as long; in half of them, drawn apart from that, disruption
     and unserved demand have a quarter of their price or four times it.
     """
-    factor = float(np.exp(rng.uniform(np.log(0.5), np.log(3.0)))) if rng.random() < 0.5 else 1.0
-    scale = float(rng.choice([0.25, 4.0])) if rng.random() < 0.5 else 1.0
-    spec, prices = scenario.spec, scenario.spec.settings.prices
-    deployments = tuple(
-        dataclasses.replace(d, startup_s=Interval(d.startup_s.min_s * factor, d.startup_s.max_s * factor))
-        for d in spec.deployments
-    )
-    prices = dataclasses.replace(
-        prices, disruption_scale=prices.disruption_scale * scale, unserved_factor=prices.unserved_factor * scale
-    )
-    settings = dataclasses.replace(spec.settings, prices=prices)
-    return dataclasses.replace(scenario, spec=dataclasses.replace(spec, deployments=deployments, settings=settings))
+    startup = float(np.exp(rng.uniform(np.log(0.5), np.log(3.0)))) if rng.random() < 0.5 else 1.0
+    prices = float(rng.choice([0.25, 4.0])) if rng.random() < 0.5 else 1.0
+    return scaled(scenario, startup=startup, prices=prices)
 
 
 class _Looking:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def simulator(name: str = "smoke", horizon_s: float = 7200.0, seed: int = 0) -> 
     return Simulator(initial_state(scenario.spec, traffic, rngs[1]), traffic, scenario.limits, rngs[2])
 
 
-def switch_that_says(relative: list[float], **config: float) -> SwitchNet:
+def switch_that_says(relative: list[float], **config: Any) -> SwitchNet:
     """A network that expects the same of the members (the reference left out) whatever it sees."""
     net = SwitchNet(SwitchConfig(dim=4, ensemble=2, **config))
     with torch.no_grad():
@@ -113,6 +113,21 @@ def test_reference_costs_itself_and_doubt_is_added() -> None:
     assert (found[:, REFERENCE] == 0.0).all()
     # Perceptrons say -0.03 and -0.05: mean -0.04, standard deviation 0.01.
     torch.testing.assert_close(found[:, MEMBERS.index("network")], torch.full((3,), -0.03))
+
+
+def test_the_reference_leads_where_a_state_is_unlike_all_that_was_seen() -> None:
+    """Some features beyond the range are bearable, more are not; the reference is expected to be itself."""
+    net = switch_that_says(others(network=-0.05), max_outside=2)
+    seen = torch.rand(100, len(FEATURES))
+    net.know(seen)
+    strange = seen[:2].clone()
+    strange[0, :2], strange[1, :3] = 1.2, 1.2  # the range is 0 to 1, widened by a tenth
+    assert net.num_outside(seen).sum() == 0
+    assert net.num_outside(strange).tolist() == [2, 3]
+    found = net.pessimistic(strange)
+    assert found[0].argmin() == MEMBERS.index("network")
+    assert found[1].argmin() == REFERENCE
+    assert found[1, REFERENCE] == 0.0
 
 
 @pytest.mark.parametrize(("gain", "leads"), [(0.05, "dearest_first"), (0.001, "exact")])

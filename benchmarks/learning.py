@@ -1,0 +1,163 @@
+"""What the switch is worth, part by part, on validation days, and in worlds it was not trained for.
+
+``python benchmarks/learning.py [--scenarios ...] [--seeds 8] [--search 2] [--jobs 2] [--json F]`` runs, on the same
+episodes, ``exact`` (the reference of all figures), the bundle's network alone, the switch, the switch without doubt,
+and, for the first ``--search`` seeds, parallel rollout in the twin with 1 and 4 futures, which costs minutes per
+episode. Then switch, network and ``exact`` again with prices of disruption and unserved demand halved and doubled, and
+with start-ups three times as long. Needs the traces in ``$RAYFOLD_TRACES`` or ``./traces`` for scenarios of traces.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rayfold.envs.futures import fit_traffic
+from rayfold.envs.scenario import Scenario, Split, load_scenario
+from rayfold.policies.bundle import load_bundle
+from rayfold.policies.by_name import shipped_bundle
+from rayfold.policies.exact import Exact
+from rayfold.policies.learned import LearnedPolicy
+from rayfold.policies.parallel_rollout import ParallelRollout, RolloutSettings
+from rayfold.policies.portfolio import MEMBERS, make_member
+from rayfold.policies.protocol import Policy
+from rayfold.policies.switching import PolicySwitching
+from rayfold.training.bootstrap import mean_of, relative
+from rayfold.training.episode_result import run_episode
+from rayfold.training.provenance import git_commit
+from rayfold.training.report import write_json
+from rayfold.training.switch_labels import scaled
+from rayfold.training.workers import Workers, run_all
+
+SCENARIOS = "llm_api,llm_api_pack_groups,slow_start,low_scale,tight,fractional,spot"
+REFERENCE = "exact"
+WORLDS = {
+    "as it is": {},
+    "prices / 2": {"prices": 0.5},
+    "prices x 2": {"prices": 2.0},
+    "start-ups x 3": {"startup": 3.0},
+}
+SHOWN = ("moves", "undone_moves", "unserved_request_s", "decision_ms_p99")
+
+
+class Unit(NamedTuple):
+    """One policy on one episode of one world."""
+
+    scenario: str
+    world: str
+    variant: str
+    seed: int
+
+
+def policies(scenario: Scenario, bundle: Path) -> dict[str, Callable[[], Policy]]:
+    """How each variant is made."""
+    found, limits = load_bundle(bundle), scenario.limits
+    net = found.net
+    made: dict[str, Callable[[], Policy]] = {
+        REFERENCE: partial(Exact, limits),
+        "network": partial(LearnedPolicy, net, limits),
+    }
+    if found.switch is not None:
+        switch = found.switch.net
+        made["switch"] = partial(PolicySwitching, switch, net, limits)
+        blind = load_bundle(bundle).switch
+        assert blind is not None
+        blind.net.config = dataclasses.replace(switch.config, doubt=0.0, margin_frac=0.0)
+        made["switch, no doubt"] = partial(PolicySwitching, blind.net, net, limits)
+    members = [partial(make_member, k, limits, net) for k in range(len(MEMBERS))]
+
+    def search(num_futures: int) -> Policy:
+        model = fit_traffic(scenario, scenario.spec)
+        return ParallelRollout(members, limits, model, RolloutSettings(num_futures=num_futures))
+
+    return {**made, **{f"rollout of {n}": partial(search, n) for n in (1, 4)}}
+
+
+def run(shared: tuple[dict[str, Scenario], Path], unit: Unit) -> dict[str, float]:
+    """The metrics of one unit."""
+    scenarios, bundle = shared
+    scenario = scaled(scenarios[unit.scenario], **WORLDS[unit.world])
+    policy = policies(scenario, bundle)[unit.variant]()
+    return run_episode(scenario, policy, unit.seed, Split.VALIDATION).metrics
+
+
+def units_of(args: argparse.Namespace) -> list[Unit]:
+    """Everything that is to be run."""
+    alone = [REFERENCE, "network", "switch", "switch, no doubt"]
+    units = []
+    for scenario in args.scenarios.split(","):
+        for seed in range(args.seeds):
+            units += [Unit(scenario, "as it is", variant, seed) for variant in alone]
+            if seed < args.search:
+                units += [Unit(scenario, "as it is", f"rollout of {n}", seed) for n in (1, 4)]
+            if seed < args.world_seeds:
+                units += [
+                    Unit(scenario, w, v, seed) for w in list(WORLDS)[1:] for v in (REFERENCE, "network", "switch")
+                ]
+    return units
+
+
+def rows(done: dict[Unit, dict[str, float]]) -> list[dict[str, Any]]:
+    """One row per scenario, world and variant: the bill against the reference's on the same episodes, and moves."""
+    out = []
+    for scenario, world, variant in dict.fromkeys((u.scenario, u.world, u.variant) for u in done):
+        seeds = sorted(u.seed for u in done if (u.scenario, u.world, u.variant) == (scenario, world, variant))
+        mine = [done[Unit(scenario, world, variant, seed)] for seed in seeds]
+        theirs = [done[Unit(scenario, world, REFERENCE, seed)] for seed in seeds]
+        bill = mean_of([m["total_usd"] for m in mine])
+        against = relative(bill, mean_of([m["total_usd"] for m in theirs]))
+        shown = {name: mean_of([m[name] for m in mine]).mean for name in SHOWN}
+        row = {"scenario": scenario, "world": world, "variant": variant, "seeds": len(seeds)}
+        out.append({**row, "total_usd": bill.mean, "against_exact": against.as_json(), **shown})
+    return out
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        f"| scenario | world | variant | seeds | bill USD | against exact % | {' | '.join(SHOWN)} |",
+        f"|---|---|---|---|---|---|{'---|' * len(SHOWN)}",
+    ]
+    for row in found:
+        against, interval = row["against_exact"], row["against_exact"]["ci95"]
+        told = f"{100 * against['mean']:+.2f}" + (
+            f" [{100 * interval[0]:+.2f}, {100 * interval[1]:+.2f}]" if interval else ""
+        )
+        shown = " | ".join(f"{row[name]:,.1f}" for name in SHOWN)
+        names = " | ".join(str(row[name]) for name in ("scenario", "world", "variant", "seeds"))
+        lines.append(f"| {names} | {row['total_usd']:,.1f} | {told} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Runs it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenarios", default=SCENARIOS)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--world-seeds", type=int, default=4, help="in the other worlds")
+    parser.add_argument("--search", type=int, default=0, help="seeds on which parallel rollout runs too")
+    parser.add_argument("--horizon-h", type=float, default=12.0, help="longest episode")
+    parser.add_argument("--bundle", type=Path, default=shipped_bundle())
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    traces = os.environ.get("RAYFOLD_TRACES", "traces")
+    loaded = {name: load_scenario(name, Path(traces)) for name in args.scenarios.split(",")}
+    scenarios = {name: s.with_horizon(min(s.horizon_s, 3600.0 * args.horizon_h)) for name, s in loaded.items()}
+    begun, done, units = time.monotonic(), dict[Unit, dict[str, float]](), units_of(args)
+    for unit, metrics in run_all(run, (scenarios, args.bundle), units, Workers(jobs=args.jobs)):
+        done[unit] = metrics
+        sys.stderr.write(f"\r{len(done)} of {len(units)} episodes, {time.monotonic() - begun:.0f} s ")
+    found = rows({unit: done[unit] for unit in units})
+    sys.stdout.write(f"\nCommit {git_commit()}, {time.monotonic() - begun:.0f} s\n\n{table(found)}")
+    if args.json:
+        write_json(args.json, {"rows": found})
+
+
+if __name__ == "__main__":
+    main()
