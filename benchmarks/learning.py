@@ -3,7 +3,7 @@
 ``python benchmarks/learning.py [--scenarios ...] [--seeds 8] [--search 2] [--jobs 2] [--json F]`` runs, on the same
 episodes, ``exact`` (the reference of all figures), the bundle's network alone, the switch, the switch without doubt,
 and, for the first ``--search`` seeds, parallel rollout in the twin with 1 and 4 futures, which costs minutes per
-episode. Then switch, network and ``exact`` again with prices of disruption and unserved demand halved and doubled, and
+episode. Then switch, network and ``exact`` again with prices of disruption and unserved demand at a quarter and four times, and
 with start-ups three times as long. Needs the traces in ``$RAYFOLD_TRACES`` or ``./traces`` for scenarios of traces.
 """
 
@@ -38,8 +38,8 @@ SCENARIOS = "llm_api,llm_api_pack_groups,slow_start,low_scale,tight,fractional,s
 REFERENCE = "exact"
 WORLDS = {
     "as it is": {},
-    "prices / 2": {"prices": 0.5},
-    "prices x 2": {"prices": 2.0},
+    "prices / 4": {"prices": 0.25},
+    "prices x 4": {"prices": 4.0},
     "start-ups x 3": {"startup": 3.0},
 }
 SHOWN = ("moves", "undone_moves", "unserved_request_s", "decision_ms_p99")
