@@ -3,8 +3,9 @@
 ``python benchmarks/learning.py [--scenarios ...] [--seeds 8] [--search 2] [--jobs 2] [--json F]`` runs, on the same
 episodes, ``exact`` (the reference of all figures), the bundle's network alone, the switch, the switch without doubt,
 and, for the first ``--search`` seeds, parallel rollout in the twin with 1 and 4 futures, which costs minutes per
-episode. Then switch, network and ``exact`` again with prices of disruption and unserved demand at a quarter and four times, and
-with start-ups three times as long. Needs the traces in ``$RAYFOLD_TRACES`` or ``./traces`` for scenarios of traces.
+episode. Then switch, network and ``exact`` again with disruption and unserved demand at a quarter of their price and at
+four times it, and with start-ups three times as long. Scenarios of traces need them in ``$RAYFOLD_TRACES`` or
+``./traces``.
 """
 
 import argparse

@@ -60,7 +60,7 @@ class SwitchNet(nn.Module):
     def know(self, features: Tensor) -> None:
         """Notes mean, spread and range of the training data ``(M, F)``."""
         self.mean.copy_(features.mean(0))
-        self.scale.copy_(features.std(0).clamp(min=LEAST_SCALE))
+        self.scale.copy_(features.std(0, correction=0).clamp(min=LEAST_SCALE))
         margin = (0.1 * (features.amax(0) - features.amin(0))).clamp(min=LEAST_SCALE)
         self.low.copy_(features.amin(0) - margin)
         self.high.copy_(features.amax(0) + margin)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rayfold.envs.scenario import Scenario
+from rayfold.errors import InputError
 from rayfold.policies.bundle import PolicyBundle
 from rayfold.policies.network import CompactionNet
 from rayfold.policies.portfolio import MEMBERS
@@ -25,7 +26,7 @@ from rayfold.policies.switch_net import SwitchConfig
 from rayfold.policies.weights import packed
 from rayfold.training.provenance import command_line, git_commit
 from rayfold.training.report import write_atomically
-from rayfold.training.switch_fit import fit_switch
+from rayfold.training.switch_fit import FOLDS, fit_switch
 from rayfold.training.switch_labels import Labels, join_labels, label_episode
 from rayfold.training.unit_store import code_digest, scenario_digest
 from rayfold.training.workers import HERE, Workers, run_all
@@ -66,7 +67,11 @@ def train_switch(
         seed: Of the fit.
         workers: Where episodes are labelled.
         on_episode: Called with scenario and seed after each episode, those found in the folder too.
+
+    Raises:
+        InputError: Too few episodes for what is held out, or one without a choice.
     """
+    _check(lessons, config)
     net_digest = hashlib.sha256(packed(bundle.net)).hexdigest()
     # Scenario by scenario in turns, so that an interrupted run has learned of all of them.
     units = [
@@ -101,6 +106,17 @@ def train_switch(
         metrics=fit.metrics,
     )
     return Switch(net=fit.net, card=card)
+
+
+def _check(lessons: Sequence[Lesson], config: SwitchConfig) -> None:
+    count = sum(len(lesson.seeds) for lesson in lessons)
+    if count < FOLDS:
+        raise InputError("--episodes", f"at least {FOLDS} together: a part is held out", count)
+    for lesson in lessons:
+        horizon_s = lesson.scenario.horizon_s
+        if horizon_s < 0.5 * config.horizon_s:
+            told = f"at least {0.5 * config.horizon_s / 3600:g} hours"
+            raise InputError(f"--horizon-h of {lesson.scenario.name}", told, f"{horizon_s / 3600:g}")
 
 
 def _label(shared: tuple[CompactionNet, SwitchConfig], work: tuple[int, _Unit]) -> Labels:
