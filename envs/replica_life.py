@@ -240,32 +240,36 @@ def decide_targets(
     downscale_to_zero_delay_s: NDArray[np.float64],
     min_replicas: NDArray[np.int64],
     max_replicas: NDArray[np.int64],
+    gang_size: NDArray[np.int64],
 ) -> bool:
     """Serve's replica autoscaler: writes ``target``, ``changed_s`` and the wishes of every deployment, ``(D,)`` each.
 
-    The arguments are the fields of these names.
+    The arguments are the fields of these names, which count gangs; Serve's rule counts replicas.
 
     Returns:
         Whether a target has changed, or replicas are still to be added or stopped.
     """
     is_to_do = False
     for d in range(target.shape[0]):
+        size = gang_size[d]
         wanted, wish_since_s[d], wish_direction[d] = decide_target(
             now_s,
             ongoing[d],
-            running[d],
-            target[d],
+            running[d] * size,
+            target[d] * size,
             wish_since_s[d],
             wish_direction[d],
-            target_ongoing[d],
+            target_ongoing[d] / size,
             upscaling_factor[d],
             downscaling_factor[d],
             upscale_delay_s[d],
             downscale_delay_s[d],
             downscale_to_zero_delay_s[d],
-            min_replicas[d],
-            max_replicas[d],
+            min_replicas[d] * size,
+            max_replicas[d] * size,
+            size,
         )
+        wanted //= size
         if wanted != target[d]:
             target[d] = wanted
             changed_s[d] = now_s
@@ -370,7 +374,7 @@ def place_pending(
     """Serve's scheduler: every pending replica goes to a node if one takes it, largest first under pack."""
     _place_pinned(spec, st, hidden, const, now_s, ledger)
     is_full = np.zeros(spec.demand.shape[0], np.bool_)  # of one shape none fits once one does not
-    active = active_nodes(st)
+    active = active_nodes(spec, st)
     for r in _in_order(spec, st, hidden, const.is_pack):
         d = st.replica_deployment[r]
         if is_full[d]:
