@@ -106,7 +106,7 @@ def _count_nodes(spec: SpecArrays, st: StateArrays, hidden: Hidden, idle_timeout
         if phase == _BOOTING:
             due_s = min(due_s, ready_s[n])
         elif phase == _DRAINING:
-            due_s = min(due_s, end_s[n])
+            due_s = min(due_s, notice_s[n], end_s[n])
         else:
             due_s = min(due_s, notice_s[n])
             if releasable[n] and not is_head[n] and counts[t] > min_nodes[t]:

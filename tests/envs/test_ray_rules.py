@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis.strategies import integers
 from rayfold.envs.placement import let_go
 from rayfold.envs.replica_autoscaler import decide_target
 from rayfold.envs.state import ClusterState, ReplicaPhase
-from tests.ray_oracle import autoscaling, gangs, ours, placement
+from tests.ray_oracle import autoscaling, draining, gangs, ours, placement
 from tests.ray_oracle.table import COMPARISONS
 from tests.ray_oracle.tally import Comparison
 
@@ -127,9 +128,9 @@ def test_the_comparison_of_stops_can_fail(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_gangs_are_rays() -> None:
-    """1,000 states with gangs on one node and on several: what is stopped, what is placed beside them, what stays."""
+    """600 states with gangs on one node and on several: what is stopped, what is placed beside them, what stays."""
     for run in (gangs.gangs_to_stop, gangs.beside_gangs, gangs.node_without_gang):
-        assert run(1000, SEED).mismatches == ()
+        assert run(600, SEED).mismatches == ()
 
 
 def test_targets_of_gangs_are_rays() -> None:
@@ -161,3 +162,31 @@ def test_the_comparison_of_gangs_can_fail(monkeypatch: pytest.MonkeyPatch) -> No
     stop = ours.stop
     monkeypatch.setattr(ours, "stop", as_one)
     assert gangs.gangs_to_stop(300, SEED).mismatches != ()
+
+
+def test_nodes_that_drain_are_rays() -> None:
+    """500 batches beside draining nodes, and 700 updates of clusters with notices: nodes, stops, replacements."""
+    assert draining.placement(500, SEED).mismatches == ()
+    assert draining.migrations(700, SEED).mismatches == ()
+
+
+def _all_at_once(look: draining.Look) -> draining.Look:
+    return look._replace(end_s=np.where(np.isfinite(look.end_s), look.state.now_s + 60.0, np.inf))
+
+
+def _one_more(look: draining.Look) -> draining.Look:
+    return look._replace(target=look.target + 1)
+
+
+def _no_notice(look: draining.Look) -> draining.Look:
+    return look._replace(notice_s=np.full_like(look.notice_s, np.inf))
+
+
+@pytest.mark.parametrize("fault", [_all_at_once, _one_more, _no_notice])
+def test_the_comparison_of_nodes_that_drain_can_fail(
+    fault: Callable[[draining.Look], draining.Look], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deadlines that are not told apart, another target, a notice that is not heard: each is seen."""
+    decide = draining.our_outcome
+    monkeypatch.setattr(draining, "our_outcome", lambda look: decide(fault(look)))
+    assert draining.migrations(200, SEED).mismatches != ()

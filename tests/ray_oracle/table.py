@@ -1,6 +1,6 @@
 """All comparisons, and the row of ``docs/simulator.md`` that each of them makes."""
 
-from tests.ray_oracle import autoscaling, compaction, gangs, launches, placement
+from tests.ray_oracle import autoscaling, compaction, draining, gangs, launches, placement
 from tests.ray_oracle.tally import Comparison, Tally
 
 __all__ = ["COMPARISONS", "row_of"]
@@ -80,6 +80,17 @@ COMPARISONS = (
         "Node to compact beside gangs",
         f"{_SCHEDULER}._find_best_node_to_compact`",
         gangs.node_without_gang,
+    ),
+    Comparison(
+        "Pack placement where nodes drain",
+        f"{_SCHEDULER}.schedule`",
+        draining.placement,
+    ),
+    Comparison(
+        "Nodes with an interruption notice: what moves off, what stops when a replacement serves, when a target falls, "
+        "and before the deadline; gangs included",
+        f"`DeploymentState.migrate_replicas_on_draining_nodes`, `.scale_deployment_replicas`, {_SCHEDULER}.schedule`",
+        draining.migrations,
     ),
     Comparison(
         "Nodes launched for pending replicas: labels, packing, scores, ties, limits",
