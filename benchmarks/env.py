@@ -69,7 +69,12 @@ def fleet(num_nodes: int, num_deployments: int, replicas_per_node: float = 4.0) 
         spec=spec,
         limits=Limits(),
         source=GeneratorSource(settings=(generator,) * num_deployments, bin_s=60.0),
-        requests=RequestModel(service_s, np.full(num_deployments, 100.0), np.full(num_deployments, 2.0)),
+        requests=RequestModel(
+            service_s,
+            np.full(num_deployments, 100.0),
+            np.full(num_deployments, 2.0),
+            np.zeros(num_deployments, np.bool_),
+        ),
         horizon_s=86400.0,
     )
 

@@ -15,9 +15,10 @@ import numpy as np
 from rich.console import Console
 
 from rayfold.envs.futures import fit_traffic
+from rayfold.envs.initial_state import initial_state
 from rayfold.envs.ledger import Ledger
 from rayfold.envs.scenario import Scenario, Split, load_scenario
-from rayfold.envs.simulator import Simulator, initial_state
+from rayfold.envs.simulator import Simulator
 from rayfold.envs.traffic import Traffic, sample_traffic
 from rayfold.envs.traffic_source import TraceSource
 from rayfold.errors import InputError

@@ -221,6 +221,7 @@ class SpecArrays(NamedTuple):
     demand: NDArray[np.float64]  # (D, K) one replica, all bundles
     bundle: NDArray[np.float64]  # (D, M, K) each bundle
     num_bundles: NDArray[np.int64]  # (D,) at most M
+    gang_size: NDArray[np.int64]  # (D,) replicas of a gang, with as many bundles each; 1 = no gang
     can_span: NDArray[np.bool_]  # (D,) its bundles may lie on several nodes
     spreads: NDArray[np.bool_]  # (D,) and do wherever they can
     sums_gpus: NDArray[np.bool_]  # (D,) on one node, the devices of all bundles are those of their sum
@@ -309,10 +310,15 @@ class ClusterSpec:
 
     @property
     def packs(self) -> bool:
-        """Whether Serve packs: one PACK placement group anywhere makes it spread (``_use_pack_strategy``, 2.60)."""
+        """Whether Serve packs: one PACK placement group anywhere makes it spread (``_use_pack_strategy``, 2.60).
+
+        A gang of plain actors has a group as well, of which that rule does not know.
+        """
         several = (PlacementGroupStrategy.PACK, PlacementGroupStrategy.SPREAD)
-        spans = any(d.strategy in several for d in self.deployments)
-        return self.settings.scheduling is SchedulingStrategy.PACK and not spans
+        is_group = [
+            d.shape.strategy in several or (d.gang_size > 1 and len(d.shape.bundles) > 1) for d in self.deployments
+        ]
+        return self.settings.scheduling is SchedulingStrategy.PACK and not any(is_group)
 
 
 def _type_arrays(spec: ClusterSpec) -> dict[str, NDArray[Any]]:
@@ -395,6 +401,7 @@ def _deployment_arrays(deployments: tuple[Deployment, ...]) -> dict[str, NDArray
         a.downscale_delay_s if a.downscale_to_zero_delay_s is None else a.downscale_to_zero_delay_s for a in scaling
     ]
     return {
+        "gang_size": gang,
         "max_per_node": ints([d.max_replicas_per_node for d in deployments]),
         "limited": ints([i for i, d in enumerate(deployments) if d.max_replicas_per_node > 0]),
         "min_replicas": -(-ints([a.min_replicas for a in scaling]) // gang),

@@ -106,7 +106,7 @@ def _count_nodes(spec: SpecArrays, st: StateArrays, hidden: Hidden, idle_timeout
         if phase == _BOOTING:
             due_s = min(due_s, ready_s[n])
         elif phase == _DRAINING:
-            due_s = min(due_s, end_s[n])
+            due_s = min(due_s, notice_s[n], end_s[n])
         else:
             due_s = min(due_s, notice_s[n])
             if releasable[n] and not is_head[n] and counts[t] > min_nodes[t]:
@@ -216,7 +216,7 @@ def step(
     max_ongoing, replica_usd_per_h, target_ongoing = spec.max_ongoing, spec.replica_usd_per_h, spec.target_ongoing
     up_factor, down_factor, up_delay_s = spec.upscaling_factor, spec.downscaling_factor, spec.upscale_delay_s
     down_delay_s, zero_delay_s = spec.downscale_delay_s, spec.downscale_to_zero_delay_s
-    min_replicas, max_replicas = spec.min_replicas, spec.max_replicas
+    min_replicas, max_replicas, gang_size = spec.min_replicas, spec.max_replicas, spec.gang_size
     for i in range(row, row + num_steps):
         if is_stale or not const.skips_quiet_steps:
             _count_replicas(spec, st, hidden, tally)
@@ -261,6 +261,7 @@ def step(
             zero_delay_s,
             min_replicas,
             max_replicas,
+            gang_size,
         ):
             reach_targets(spec, st, hidden, now_s, live, ledger)
             is_stale = True

@@ -76,7 +76,7 @@ def fit_traffic(scenario: Scenario, spec: ClusterSpec) -> TrafficModel:
     history = rate_history(scenario)
     return TrafficModel(
         forecaster=fit_forecaster(history.rates_rps[:, rows], history.bin_s, start_s=history.start_s),
-        requests=RequestModel(*(values[rows] for values in scenario.requests)),
+        requests=scenario.requests.rows(rows),
     )
 
 
@@ -113,6 +113,7 @@ def sample_futures(
             bin_s=model.forecaster.bin_s,
             service_s=model.requests.service_s,
             burstiness_cv=model.requests.burstiness_cv,
+            has_weibull_arrivals=model.requests.has_weibull_arrivals,
             tokens_per_request=model.requests.tokens_per_request,
             look_back_s=np.array([d.autoscaling.look_back_period_s for d in state.spec.deployments]),
             num_steps=round(horizon_s / settings.substep_s),

@@ -27,7 +27,7 @@ class Hidden(NamedTuple):
     """What the simulator knows and no decision may depend on."""
 
     node_ready_s: NDArray[np.float64]  # (N,) end of boot
-    node_notice_s: NDArray[np.float64]  # (N,) notice of its interruption, inf = never
+    node_notice_s: NDArray[np.float64]  # (N,) notice of its interruption, then what still runs stops; inf = never
     node_end_s: NDArray[np.float64]  # (N,) the interruption itself
     node_work_until_s: NDArray[np.float64]  # (N,) end of its non-Serve work, inf = has none that ends
     node_work_gpus: NDArray[np.int64]  # (N,) bit mask of the devices that work holds

@@ -13,12 +13,13 @@ from rayfold.envs.hidden import LOG_DONE, LOG_FAILED, Constants, Hidden, end_mov
 from rayfold.envs.jit import inner, kernel
 from rayfold.envs.ledger import Entry
 from rayfold.envs.node_autoscaler import add_node, choose_launches, is_expired, remove_node
-from rayfold.envs.placement import let_go
-from rayfold.envs.replica_life import drop_move, migrate_replica
+from rayfold.envs.placement import let_go, member_node
+from rayfold.envs.replica_life import drain, drop_move, migrate_replica
 from rayfold.envs.safety import count_nodes
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
 __all__ = [
+    "GRACEFUL_SHUTDOWN_S",
     "UNDONE_WINDOW_S",
     "begin_other_work",
     "book_launch",
@@ -29,6 +30,7 @@ __all__ = [
     "scale_nodes",
 ]
 
+GRACEFUL_SHUTDOWN_S = 20.0  # Serve's default ``graceful_shutdown_timeout_s``
 UNDONE_WINDOW_S = 1800.0  # a release followed by a launch within this long was undone (DESIGN §10)
 
 _ABSENT, _BOOTING = int(NodePhase.ABSENT), int(NodePhase.BOOTING)
@@ -100,6 +102,15 @@ def _is_on(st: StateArrays, r: int, n: int) -> bool:
 
 
 @inner
+def _runs_on(spec: SpecArrays, st: StateArrays, r: int, n: int) -> bool:
+    """Whether the actor of ``r``, or of a member of the gang, is on ``n``."""
+    is_there = False
+    for j in range(spec.gang_size[st.replica_deployment[r]]):
+        is_there |= member_node(spec, st, r, j) == n
+    return is_there
+
+
+@inner
 def _give_notice(
     spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, n: int, ledger: NDArray[np.float64]
 ) -> None:
@@ -107,7 +118,7 @@ def _give_notice(
     st.node_phase[n] = _DRAINING
     for r in range(st.replica_phase.shape[0]):
         phase = st.replica_phase[r]
-        if phase == _EMPTY or not _is_on(st, r, n):
+        if phase == _EMPTY or not _runs_on(spec, st, r, n):
             continue
         if phase == _STARTING and st.replica_peer[r] >= 0:
             drop_move(spec, st, hidden, now_s, r, LOG_FAILED, ledger)
@@ -115,6 +126,25 @@ def _give_notice(
             let_go(spec, st, r, now_s)
         elif phase == _RUNNING and st.replica_peer[r] < 0:
             migrate_replica(st, hidden, now_s, r)
+
+
+@inner
+def _stop_in_time(
+    spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, n: int, ledger: NDArray[np.float64]
+) -> None:
+    """Node ``n`` is about to go: Serve stops what still runs there, served by a replacement or not."""
+    for r in range(st.replica_phase.shape[0]):
+        if st.replica_phase[r] != _RUNNING or not _runs_on(spec, st, r, n):
+            continue
+        peer = st.replica_peer[r]
+        if peer >= 0:
+            st.replica_peer[peer] = -1
+            st.replica_pinned_node[peer] = -1
+            st.replica_peer[r] = -1
+        if end_move(hidden, r, LOG_FAILED):
+            ledger[_FAILED] += 1
+        st.deployment_changed_s[st.replica_deployment[r]] = now_s
+        drain(spec, st, hidden, now_s, r)
 
 
 @inner
@@ -157,6 +187,10 @@ def finish_nodes(spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float
             _end_other_work(st, hidden, now_s, n)
         if st.node_phase[n] == _ALIVE and hidden.node_notice_s[n] <= now_s:
             _give_notice(spec, st, hidden, now_s, n, ledger)
+            hidden.node_notice_s[n] = hidden.node_end_s[n] - GRACEFUL_SHUTDOWN_S
+        if st.node_phase[n] == _DRAINING and hidden.node_notice_s[n] <= now_s:
+            _stop_in_time(spec, st, hidden, now_s, n, ledger)
+            hidden.node_notice_s[n] = np.inf
         if st.node_phase[n] == _DRAINING and hidden.node_end_s[n] <= now_s:
             _lose(spec, st, hidden, now_s, n, ledger)
             ledger[_INTERRUPTED] += 1

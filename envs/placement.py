@@ -20,12 +20,14 @@ __all__ = [
     "hold",
     "less_left",
     "let_go",
+    "member_node",
     "pack_node",
     "replicas_to_stop",
     "spread_node",
 ]
 
 _ALIVE = int(NodePhase.ALIVE)
+_MANY = 1000  # more than a gang has members
 _PENDING, _STARTING, _RUNNING = (
     int(ReplicaPhase.PENDING),
     int(ReplicaPhase.STARTING),
@@ -142,12 +144,22 @@ def fits_better(
 
 
 @kernel
-def active_nodes(st: StateArrays) -> NDArray[np.bool_]:
+def member_node(spec: SpecArrays, st: StateArrays, r: int, j: int) -> int:
+    """Node row of member ``j`` of gang ``r``; of a replica that is no gang, of its actor, and ``j`` is 0."""
+    if not st.replica_spans[r]:
+        return int(st.replica_node[r])
+    d = st.replica_deployment[r]
+    return int(st.replica_bundle_node[r, j * (spec.num_bundles[d] // spec.gang_size[d])])
+
+
+@kernel
+def active_nodes(spec: SpecArrays, st: StateArrays) -> NDArray[np.bool_]:
     """Nodes with a running replica: ``(N,)``. To Ray every other node is idle, starting replicas or not."""
-    active, phase, node = np.zeros(st.node_type.shape[0], np.bool_), st.replica_phase, st.replica_node
+    active, phase = np.zeros(st.node_type.shape[0], np.bool_), st.replica_phase
     for r in range(phase.shape[0]):
         if phase[r] == _RUNNING:
-            active[node[r]] = True
+            for j in range(spec.gang_size[st.replica_deployment[r]]):
+                active[member_node(spec, st, r, j)] = True
     return active
 
 
@@ -222,7 +234,7 @@ def replicas_to_stop(
     ``_get_replicas_to_stop``: not running ones, then off the head node, then on nodes of a label fallback, then on
     the node with the fewest running replicas (of those the one met first, deployment by deployment), then the newest.
     A replica that is being moved goes before other running ones: Serve stops its starting replacement and finds the
-    old one in surplus.
+    old one in surplus. A gang goes with the first of its members.
 
     Args:
         spec: Static description.
@@ -236,15 +248,17 @@ def replicas_to_stop(
         At most ``num`` rows.
     """
     num_nodes, num_replicas = st.node_type.shape[0], st.replica_phase.shape[0] if top < 0 else top
-    phases, node, deployment = st.replica_phase, st.replica_node, st.replica_deployment
+    phases, deployment = st.replica_phase, st.replica_deployment
     counts = np.zeros(num_nodes, np.int64)
     first = np.full(num_nodes, -1, np.int64)  # the running replica by which Ray meets the node
+    first_member = np.zeros(num_nodes, np.int64)
     for r in range(num_replicas):
         if phases[r] == _RUNNING:
-            n = node[r]
-            counts[n] += 1
-            if first[n] < 0 or _is_met_before(st, serial, r, first[n]):
-                first[n] = r
+            for j in range(spec.gang_size[deployment[r]]):
+                n = member_node(spec, st, r, j)
+                counts[n] += 1
+                if first[n] < 0 or _is_met_before(st, serial, r, first[n]):
+                    first[n], first_member[n] = r, j
     chosen = np.empty(num, np.int64)
     is_taken = np.zeros(num_replicas, np.bool_)
     for i in range(num):
@@ -259,23 +273,23 @@ def replicas_to_stop(
                     continue  # a replacement goes with the replica it replaces
                 key = (0, 0, 0, 0, 0, 0.0, 0, 0.0, -serial[r])
             else:
-                n = st.replica_node[r]
-                f = first[n]
-                matches = int(spec.label_rank[d, st.node_type[n]] == 0)
-                is_moving = 1 if st.replica_peer[r] >= 0 else 2
-                met = (st.replica_deployment[f], st.replica_since_s[f], serial[f])
-                since_s = st.replica_since_s[r]
-                key = (
-                    is_moving,
-                    int(st.node_is_head[n]),
-                    matches,
-                    counts[n],
-                    met[0],
-                    met[1],
-                    met[2],
-                    -since_s,
-                    -serial[r],
-                )
+                key = (9, 9, 9, 0, 0, 0.0, 0, 0.0, 0)
+                for j in range(spec.gang_size[d]):
+                    n = member_node(spec, st, r, j)
+                    f = first[n]
+                    member_key = (
+                        1 if st.replica_peer[r] >= 0 else 2,
+                        int(st.node_is_head[n]),
+                        int(spec.label_rank[d, st.node_type[n]] == 0),
+                        counts[n],
+                        st.replica_deployment[f],
+                        st.replica_since_s[f],
+                        serial[f] * _MANY + first_member[n],
+                        -st.replica_since_s[r],
+                        -serial[r],
+                    )
+                    if member_key < key:
+                        key = member_key
             if best < 0 or key < best_key:
                 best, best_key = r, key
         if best < 0:

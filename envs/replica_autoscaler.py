@@ -1,7 +1,7 @@
 """Serve's replica autoscaling rule, ported from ``ray.serve.autoscaling_policy`` (Ray 2.60).
 
-``_core_replica_queue_length_policy``, ``_apply_scaling_factors``, ``_apply_delay_logic`` and the bounds, for one
-deployment at one moment.
+``_core_replica_queue_length_policy``, ``_apply_scaling_factors``, ``_apply_delay_logic``, the rounding of
+``GangSchedulingAutoscalingPolicy`` and the bounds, for one deployment at one moment.
 """
 
 import math
@@ -42,6 +42,7 @@ def decide_target(
     downscale_to_zero_delay_s: float,
     min_replicas: int,
     max_replicas: int,
+    gang_size: int = 1,
 ) -> tuple[int, float, int]:
     """Next target of one deployment.
 
@@ -60,28 +61,33 @@ def decide_target(
         downscale_to_zero_delay_s: As in ``AutoscalingConfig``; its default there is ``downscale_delay_s``.
         min_replicas: Lower bound.
         max_replicas: Upper bound.
+        gang_size: Replicas of a gang; targets are rounded up to whole gangs.
 
     Returns:
         ``(target, since_s, direction)`` to keep.
     """
+    present = (
+        1 if gang_size > 1 and min_replicas == 0 and target == gang_size else target
+    )  # the last gang counts as one
+    decision = present
     if running == 0 and total_requests > 0:
-        cold = max(math.ceil(upscaling_factor), target)
-        return max(min_replicas, min(max_replicas, cold)), since_s, direction
-    if running == 0 and target > 0:
-        return max(min_replicas, min(max_replicas, target)), since_s, direction  # Ray skips the delays here
-    desired = max(0, _desired(total_requests, running, target, target_ongoing, upscaling_factor, downscaling_factor))
-    decision = target
-    if desired > target:
-        if direction <= 0:
-            direction, since_s = 1, now_s
-        if now_s - since_s + _DELAY_EPS_S >= upscale_delay_s:
-            decision, direction, since_s = desired, 0, math.inf
-    elif desired < target:
-        if direction >= 0:
-            direction, since_s = -1, now_s
-        if now_s - since_s + _DELAY_EPS_S >= (downscale_to_zero_delay_s if target == 1 else downscale_delay_s):
-            decision = desired if target == 1 else max(1, desired)
+        decision = max(math.ceil(upscaling_factor), present)
+    elif running > 0 or present == 0:  # Ray skips the delays otherwise
+        desired = max(
+            0, _desired(total_requests, running, present, target_ongoing, upscaling_factor, downscaling_factor)
+        )
+        if desired > present:
+            if direction <= 0:
+                direction, since_s = 1, now_s
+            if now_s - since_s + _DELAY_EPS_S >= upscale_delay_s:
+                decision, direction, since_s = desired, 0, math.inf
+        elif desired < present:
+            if direction >= 0:
+                direction, since_s = -1, now_s
+            if now_s - since_s + _DELAY_EPS_S >= (downscale_to_zero_delay_s if present == 1 else downscale_delay_s):
+                decision = desired if present == 1 else max(1, desired)
+                direction, since_s = 0, math.inf
+        else:
             direction, since_s = 0, math.inf
-    else:
-        direction, since_s = 0, math.inf
+    decision = -(-decision // gang_size) * gang_size
     return max(min_replicas, min(max_replicas, decision)), since_s, direction

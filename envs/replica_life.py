@@ -26,6 +26,7 @@ from rayfold.envs.placement import (
     active_nodes,
     hold,
     let_go,
+    member_node,
     pack_node,
     replicas_to_stop,
     spread_node,
@@ -38,6 +39,7 @@ from rayfold.envs.transition import begin_move, cancel_move, free_row
 __all__ = [
     "add_pending",
     "decide_targets",
+    "drain",
     "drop_move",
     "finish_replicas",
     "is_on_draining_node",
@@ -156,21 +158,78 @@ def drop_move(
         hidden.node_moves_out[st.replica_node[source]] -= 1
         ledger[_CANCELLED if how == LOG_CANCELLED else _FAILED] += 1
     cancel_move(spec, st, now_s, row)
-    if st.replica_phase[source] == _RUNNING and is_on_draining_node(st, source):
+    if st.replica_phase[source] == _RUNNING and is_on_draining_node(spec, st, source):
         migrate_replica(st, hidden, now_s, source)
 
 
 @kernel
-def is_on_draining_node(st: StateArrays, r: int) -> bool:
-    """Whether a node that replica ``r`` is on will be interrupted."""
-    if st.node_phase[st.replica_node[r]] == _DRAINING:
-        return True
-    if st.replica_spans[r]:
-        for j in range(st.replica_bundle_node.shape[1]):
-            n = st.replica_bundle_node[r, j]
-            if n >= 0 and st.node_phase[n] == _DRAINING:
-                return True
+def is_on_draining_node(spec: SpecArrays, st: StateArrays, r: int) -> bool:
+    """Whether a node that replica ``r`` runs on, or a member of gang ``r``, will be interrupted.
+
+    Of a group that spans nodes Serve knows where its actor is, and of no other bundle.
+    """
+    for j in range(spec.gang_size[st.replica_deployment[r]]):
+        if st.node_phase[member_node(spec, st, r, j)] == _DRAINING:
+            return True
     return False
+
+
+@inner
+def _deadline_s(spec: SpecArrays, st: StateArrays, hidden: Hidden, r: int) -> float:
+    """The earliest interruption of a node that ``r`` runs on, inf if none drains."""
+    deadline_s = np.inf
+    for j in range(spec.gang_size[st.replica_deployment[r]]):
+        n = member_node(spec, st, r, j)
+        if st.node_phase[n] == _DRAINING:
+            deadline_s = min(deadline_s, hidden.node_end_s[n])
+    return deadline_s
+
+
+@inner
+def _first_due(spec: SpecArrays, st: StateArrays, hidden: Hidden, d: int) -> int:
+    """Of the replicas of ``d`` that Serve moves off draining nodes, the one whose node goes first; -1 if none is."""
+    best, best_key = -1, (np.inf, np.inf, 0)
+    for r in range(hidden.counters[TOP]):
+        is_leaving = st.replica_phase[r] == _RUNNING and st.replica_deployment[r] == d and st.replica_peer[r] >= 0
+        if not is_leaving or hidden.replica_move[r] >= 0:
+            continue
+        key = (_deadline_s(spec, st, hidden, r), st.replica_since_s[r], hidden.replica_serial[r])
+        if key < best_key:
+            best, best_key = r, key
+    return best
+
+
+@inner
+def _link(st: StateArrays, source: int, replacement: int) -> None:
+    st.replica_peer[source], st.replica_peer[replacement] = replacement, source
+
+
+@inner
+def _migrated(spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, r: int) -> int:
+    """The replica on a draining node that stops now that its replacement ``r`` serves, or another one, -1 if none does.
+
+    Serve counts (``_partition_groups_to_stop``): all of them go on until as many run as the target says, and then
+    those whose node goes first stop first. To Serve replacements are all alike: links are changed to that end.
+    """
+    d, source, running, waiting = st.replica_deployment[r], st.replica_peer[r], 0, -1
+    for i in range(hidden.counters[TOP]):
+        if st.replica_deployment[i] != d:
+            continue
+        running += int(st.replica_phase[i] == _RUNNING)
+        if st.replica_peer[i] < 0 and (st.replica_phase[i] == _PENDING or st.replica_phase[i] == _STARTING):
+            waiting = i
+    if running > st.deployment_target[d]:
+        first = _first_due(spec, st, hidden, d)
+        if first != source:
+            _link(st, source, st.replica_peer[first])
+            _link(st, first, r)
+        return first
+    st.replica_peer[r] = -1
+    if waiting >= 0:
+        _link(st, source, waiting)
+    else:
+        migrate_replica(st, hidden, now_s, source)  # what was waited for has just gone with a draining node
+    return -1
 
 
 @kernel
@@ -183,7 +242,8 @@ def migrate_replica(st: StateArrays, hidden: Hidden, now_s: float, source: int) 
 
 
 @inner
-def _drain(spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, r: int) -> None:
+def drain(spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, r: int) -> None:
+    """Running replica ``r`` stops once its requests are done."""
     d = st.replica_deployment[r]
     st.replica_phase[r] = _STOPPING
     st.replica_since_s[r] = now_s
@@ -212,10 +272,12 @@ def finish_replicas(
             st.replica_phase[r] = _RUNNING
             st.replica_since_s[r] = now_s
             st.deployment_changed_s[d] = now_s
+            if source >= 0 and hidden.replica_move[source] < 0 and is_on_draining_node(spec, st, source):
+                source = _migrated(spec, st, hidden, now_s, r)
             if source >= 0:
                 st.replica_peer[r] = -1
                 st.replica_peer[source] = -1
-                _drain(spec, st, hidden, now_s, source)
+                drain(spec, st, hidden, now_s, source)
         elif st.replica_phase[r] == _STOPPING:
             end_move(hidden, r, LOG_DONE)
             let_go(spec, st, r, now_s)
@@ -240,38 +302,78 @@ def decide_targets(
     downscale_to_zero_delay_s: NDArray[np.float64],
     min_replicas: NDArray[np.int64],
     max_replicas: NDArray[np.int64],
+    gang_size: NDArray[np.int64],
 ) -> bool:
     """Serve's replica autoscaler: writes ``target``, ``changed_s`` and the wishes of every deployment, ``(D,)`` each.
 
-    The arguments are the fields of these names.
+    The arguments are the fields of these names, which count gangs; Serve's rule counts replicas.
 
     Returns:
         Whether a target has changed, or replicas are still to be added or stopped.
     """
     is_to_do = False
     for d in range(target.shape[0]):
+        size = gang_size[d]
         wanted, wish_since_s[d], wish_direction[d] = decide_target(
             now_s,
             ongoing[d],
-            running[d],
-            target[d],
+            running[d] * size,
+            target[d] * size,
             wish_since_s[d],
             wish_direction[d],
-            target_ongoing[d],
+            target_ongoing[d] / size,
             upscaling_factor[d],
             downscaling_factor[d],
             upscale_delay_s[d],
             downscale_delay_s[d],
             downscale_to_zero_delay_s[d],
-            min_replicas[d],
-            max_replicas[d],
+            min_replicas[d] * size,
+            max_replicas[d] * size,
+            size,
         )
+        wanted //= size
         if wanted != target[d]:
             target[d] = wanted
             changed_s[d] = now_s
             is_to_do = True
         is_to_do = is_to_do or wanted != live[d]
     return is_to_do
+
+
+@inner
+def _stop_migrating(
+    spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, d: int, num: int, ledger: NDArray[np.float64]
+) -> int:
+    """Stops replicas on draining nodes, those whose node goes first, once no other one waits to be stopped.
+
+    Args:
+        spec: Static description.
+        st: State, written.
+        hidden: Hidden state, written.
+        now_s: Clock.
+        d: Deployment row.
+        num: Replicas of it that are to go.
+        ledger: Written.
+
+    Returns:
+        How many it has stopped.
+    """
+    count, has_draining = num, False
+    for n in range(st.node_phase.shape[0]):
+        has_draining |= st.node_phase[n] == _DRAINING
+    if not has_draining:
+        return 0
+    for r in range(hidden.counters[TOP]):
+        waits = st.replica_phase[r] == _PENDING or st.replica_phase[r] == _STARTING
+        count -= int(waits and st.replica_deployment[r] == d and st.replica_peer[r] < 0)
+    for i in range(count):
+        first = _first_due(spec, st, hidden, d)
+        if first < 0 or not is_on_draining_node(spec, st, first):
+            return i
+        replacement = st.replica_peer[first]
+        drain(spec, st, hidden, now_s, first)  # first, so that it is not migrated again
+        drop_move(spec, st, hidden, now_s, replacement, LOG_CANCELLED, ledger)
+    return max(0, count)
 
 
 @inner
@@ -300,12 +402,13 @@ def reach_targets(
                 break
         if live[d] <= target:
             continue
-        for r in replicas_to_stop(spec, st, d, live[d] - target, hidden.replica_serial, hidden.counters[TOP]):
+        num = live[d] - target - _stop_migrating(spec, st, hidden, now_s, d, live[d] - target, ledger)
+        for r in replicas_to_stop(spec, st, d, num, hidden.replica_serial, hidden.counters[TOP]):
             if st.replica_phase[r] != _RUNNING:
                 let_go(spec, st, r, now_s)
                 continue
             replacement = st.replica_peer[r]
-            _drain(spec, st, hidden, now_s, r)  # first, so that it is not migrated again
+            drain(spec, st, hidden, now_s, r)  # first, so that it is not migrated again
             if replacement >= 0:
                 drop_move(spec, st, hidden, now_s, replacement, LOG_CANCELLED, ledger)
 
@@ -370,7 +473,7 @@ def place_pending(
     """Serve's scheduler: every pending replica goes to a node if one takes it, largest first under pack."""
     _place_pinned(spec, st, hidden, const, now_s, ledger)
     is_full = np.zeros(spec.demand.shape[0], np.bool_)  # of one shape none fits once one does not
-    active = active_nodes(st)
+    active = active_nodes(spec, st)
     for r in _in_order(spec, st, hidden, const.is_pack):
         d = st.replica_deployment[r]
         if is_full[d]:

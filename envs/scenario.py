@@ -67,6 +67,7 @@ class Scenario:
             bin_s=self.source.bin_s,
             service_s=self.requests.service_s,
             burstiness_cv=self.requests.burstiness_cv,
+            has_weibull_arrivals=self.requests.has_weibull_arrivals,
             tokens_per_request=self.requests.tokens_per_request,
             look_back_s=np.array([d.autoscaling.look_back_period_s for d in self.spec.deployments]),
             num_steps=round(self.horizon_s / settings.substep_s),

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from rayfold.envs.arrivals import Arrivals
 from rayfold.envs.cluster import PlacementGroupStrategy, SchedulingStrategy
 from rayfold.envs.generator import TrafficKind
 from rayfold.envs.yaml_text import load_yaml
@@ -138,6 +139,7 @@ class RequestsModel(_Model):
     tpot_s: Amount = 0.03  # time per output token
     output_tokens_per_request: Positive | None = None  # None = mean of the series on the training days
     burstiness_cv: Annotated[float, Field(ge=0, le=100, strict=True)] = 1.5  # CV of inter-arrival times
+    arrivals: Arrivals = Arrivals.GAMMA  # their distribution
 
     @model_validator(mode="after")
     def _check_parts(self) -> "RequestsModel":

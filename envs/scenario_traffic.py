@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rayfold.envs.arrivals import Arrivals
 from rayfold.envs.cluster import Interval
 from rayfold.envs.generator import GeneratorSettings
 from rayfold.envs.scenario_file import ScenarioFile
@@ -56,8 +57,13 @@ def to_traffic(file: ScenarioFile, traces_dir: Path | None, *, synthetic: bool) 
         if not 0 < service_s[-1] <= _DAY_S:
             what = "ttft_s or tpot_s above 0, and a request of at most a day"
             raise InputError(f"{file.where}: {place}.requests", what, f"one of {service_s[-1]:g} s")
-    cv = np.array([r.burstiness_cv for r in requests], np.float64)
-    return TrafficParts(source, RequestModel(np.array(service_s), np.array(tokens, np.float64), cv))
+    model = RequestModel(
+        service_s=np.array(service_s),
+        tokens_per_request=np.array(tokens, np.float64),
+        burstiness_cv=np.array([r.burstiness_cv for r in requests], np.float64),
+        has_weibull_arrivals=np.array([r.arrivals is Arrivals.WEIBULL for r in requests], np.bool_),
+    )
+    return TrafficParts(source, model)
 
 
 def _generator_source(file: ScenarioFile) -> GeneratorSource:

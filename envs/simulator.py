@@ -21,7 +21,7 @@ from rayfold.envs.initial_state import num_replica_rows
 from rayfold.envs.layout import ObsLayout
 from rayfold.envs.ledger import Ledger
 from rayfold.envs.moves import Move, MovePhase
-from rayfold.envs.node_life import plan_life
+from rayfold.envs.node_life import GRACEFUL_SHUTDOWN_S, plan_life
 from rayfold.envs.process import NOW_S, ROW, act
 from rayfold.envs.replica_life import drop_move, is_on_draining_node, migrate_replica
 from rayfold.envs.safety import Limits, check_move
@@ -62,7 +62,7 @@ class Simulator:
         )
         self._const = constants_of(spec, limits.fence_s, skips_quiet_steps=skips_quiet_steps)
         self._hidden = _draw_hidden(state, self._arrays, traffic, rng)
-        _ask_replacements(self._arrays, self._hidden, state.now_s)
+        _ask_replacements(self.spec.arrays, self._arrays, self._hidden, state.now_s)
         self._work = new_workspace(self._arrays)
         self._tally = fresh_tally(spec.num_deployments)
         self._clock = np.array([state.now_s, traffic.num_before], np.float64)  # now, next row of the traffic
@@ -253,6 +253,7 @@ def _draw_hidden(state: ClusterState, st: StateArrays, traffic: Traffic, rng: np
         plan_life(spec, st, hidden, n, ready_s)
         if st.node_phase[n] == NodePhase.DRAINING:
             hidden.node_end_s[n] = now_s + spec.type_notice_s[t]
+            hidden.node_notice_s[n] = hidden.node_end_s[n] - GRACEFUL_SHUTDOWN_S
         if st.node_others[n].any() and spec.type_other_work_prob[t] > 0.0:
             hidden.node_work_until_s[n] = now_s + rng.uniform(*spec.type_other_work_s[t])
             hidden.node_work_gpus[n] = _devices_of_others(spec, st, n, int(spec.type_num_gpus[t]))
@@ -269,13 +270,13 @@ def _draw_hidden(state: ClusterState, st: StateArrays, traffic: Traffic, rng: np
     return hidden
 
 
-def _ask_replacements(st: StateArrays, hidden: Hidden, now_s: float) -> None:
+def _ask_replacements(spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float) -> None:
     """What Serve is about to replace gets its replacement: a snapshot shows a migration before it shows that."""
     for r in map(int, np.flatnonzero(st.replica_phase == ReplicaPhase.RUNNING)):
         is_asked_for = st.replica_peer[r] == r
         if is_asked_for:
             st.replica_peer[r] = -1
-        if is_asked_for or (st.replica_peer[r] < 0 and is_on_draining_node(st, r)):
+        if is_asked_for or (st.replica_peer[r] < 0 and is_on_draining_node(spec, st, r)):
             migrate_replica(st, hidden, now_s, r)
 
 

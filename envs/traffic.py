@@ -9,7 +9,8 @@ tokens"). It is the mean of an exponential distribution here.
 
 *Bursts.* A trace's bin hides how arrivals bunch inside it. ServeGen (alibaba/ServeGen) reports inter-arrival times
 with a coefficient of variation (CV) of 1 to 3. For a renewal process the variance of counts tends to ``CV**2`` times
-their mean, so each step's count is Poisson with a Gamma-distributed mean of just that dispersion.
+their mean, so each step's count is Poisson with a Gamma-distributed mean of just that dispersion. With Weibull
+arrivals it is that of the renewal process itself (``arrivals.py``), whose dispersion is less over short times.
 """
 
 import math
@@ -19,6 +20,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+from rayfold.envs.arrivals import MANY, count_renewals, first_wait, weibull_shape
 
 __all__ = ["SLOW_MEAN_S", "Traffic", "look_back_rows", "sample_traffic", "service_time_s"]
 
@@ -102,6 +105,7 @@ def sample_traffic(
     step_s: float,
     rng: np.random.Generator,
     start_s: float = 0.0,
+    has_weibull_arrivals: NDArray[np.bool_] | None = None,
 ) -> Traffic:
     """Draws one episode. Warm-started: the queue is stationary at the first bin's rate when the episode begins.
 
@@ -116,6 +120,7 @@ def sample_traffic(
         step_s: Length of a step.
         rng: Source of randomness.
         start_s: When the first bin begins, in seconds after a midnight.
+        has_weibull_arrivals: ``(D,)`` whether inter-arrival times are Weibull, not Gamma; None = nowhere.
 
     Raises:
         ValueError: The bins do not cover the episode.
@@ -126,7 +131,10 @@ def sample_traffic(
     warm_up = max(int(window.max(initial=1)), math.ceil(SLOW_MEAN_S / step_s))
     starts_s = (np.arange(-warm_up, num_steps) + 0.5) * step_s  # a step belongs to the bin its middle is in
     bins = np.clip(np.floor(starts_s / bin_s).astype(np.int64), 0, None)
-    ongoing = _queue(rates_rps, bins, service_s, np.maximum(burstiness_cv, 1.0), step_s, rng)
+    cv = np.maximum(burstiness_cv, 1.0)
+    is_weibull = np.zeros(len(cv), np.bool_) if has_weibull_arrivals is None else has_weibull_arrivals
+    shape = np.array([weibull_shape(c) if w else 0.0 for c, w in zip(cv, is_weibull, strict=True)])
+    ongoing = _queue(rates_rps, bins, service_s, cv, shape, step_s, rng)
     return Traffic(
         ongoing=ongoing,
         num_before=warm_up,
@@ -142,6 +150,7 @@ def _queue(
     bins: NDArray[np.int64],
     service_s: NDArray[np.float64],
     cv: NDArray[np.float64],
+    weibull_shapes: NDArray[np.float64],
     step_s: float,
     rng: np.random.Generator,
 ) -> NDArray[np.float32]:
@@ -149,7 +158,7 @@ def _queue(
 
     Of those present a Binomial share ``exp(-step_s / service_s)`` stays; of a step's arrivals, spread evenly over it,
     the share ``service_s / step_s * (1 - exp(-step_s / service_s))``. The mean is then ``rate * service_s`` exactly,
-    whatever the step (Little's law).
+    whatever the step (Little's law). Shape 0 is Gamma arrivals; so are more than ``MANY`` of the others.
     """
     num_steps, num_deployments = bins.shape[0], rates_rps.shape[1]
     out = np.empty((num_steps, num_deployments), np.float32)
@@ -158,13 +167,20 @@ def _queue(
         arrival_stay = service_s[d] / step_s * (1.0 - stay)
         extra = cv[d] * cv[d] - 1.0
         present = rng.poisson(rates_rps[0, d] * service_s[d])
+        shape = weibull_shapes[d]
+        wait = first_wait(shape, rng) if shape > 0.0 else 0.0
         for t in range(num_steps):
             if present > 0:
                 present = rng.binomial(present, stay)
             mean = rates_rps[bins[t], d] * step_s
-            if mean > 0.0 and extra > 1e-9:
-                mean = rng.gamma(mean / extra, extra)
-            if mean > 0.0:
-                present += rng.poisson(mean * arrival_stay)
+            if shape > 0.0 and mean <= MANY:
+                count, wait = count_renewals(wait, mean, shape, rng)
+                if count > 0:
+                    present += rng.binomial(count, arrival_stay)
+            else:
+                if mean > 0.0 and extra > 1e-9:
+                    mean = rng.gamma(mean / extra, extra)
+                if mean > 0.0:
+                    present += rng.poisson(mean * arrival_stay)
             out[t, d] = present
     return out

@@ -32,6 +32,16 @@ class RequestModel(NamedTuple):
     service_s: NDArray[np.float64]  # (D,) mean time a request is ongoing
     tokens_per_request: NDArray[np.float64]  # (D,) mean output tokens
     burstiness_cv: NDArray[np.float64]  # (D,) CV of inter-arrival times within a bin
+    has_weibull_arrivals: NDArray[np.bool_]  # (D,) they are Weibull, not Gamma
+
+    def rows(self, deployments: NDArray[np.int64]) -> "RequestModel":
+        """Those of some deployments, in this order."""
+        return RequestModel(
+            self.service_s[deployments],
+            self.tokens_per_request[deployments],
+            self.burstiness_cv[deployments],
+            self.has_weibull_arrivals[deployments],
+        )
 
 
 class BinRange(NamedTuple):

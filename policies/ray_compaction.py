@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rayfold.envs.cluster import NO_MATCH, SpecArrays
 from rayfold.envs.jit import inner, kernel
-from rayfold.envs.placement import asks_more, fits_better
+from rayfold.envs.placement import asks_more, fits_better, member_node
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
 __all__ = ["find_node", "order_nodes", "replicas_to_move"]
@@ -30,7 +30,7 @@ _STARTING, _RUNNING = int(ReplicaPhase.STARTING), int(ReplicaPhase.RUNNING)
 def _counts(spec: SpecArrays, st: StateArrays) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """RUNNING replicas per node ``(N,)``; RUNNING and STARTING ones per node and deployment ``(N, D)``.
 
-    A replica that spans nodes is counted where its first bundle is.
+    A group that spans nodes is counted where its first bundle is, a gang where each of its members runs.
     """
     running = np.zeros(st.node_type.shape[0], np.int64)
     held = np.zeros((st.node_type.shape[0], spec.demand.shape[0]), np.int64)
@@ -40,7 +40,8 @@ def _counts(spec: SpecArrays, st: StateArrays) -> tuple[NDArray[np.int64], NDArr
             continue
         held[n, st.replica_deployment[r]] += 1
         if st.replica_phase[r] == _RUNNING:
-            running[n] += 1
+            for j in range(spec.gang_size[st.replica_deployment[r]]):
+                running[member_node(spec, st, r, j)] += 1
     return running, held
 
 
@@ -125,8 +126,10 @@ def find_node(spec: SpecArrays, st: StateArrays, is_fixed: NDArray[np.bool_]) ->
     running, held = _counts(spec, st)
     can_leave = np.ones(running.shape[0], np.bool_)
     for r in range(st.replica_phase.shape[0]):
-        if st.replica_phase[r] == _RUNNING and (st.replica_spans[r] or is_fixed[st.replica_deployment[r]]):
-            can_leave[st.replica_node[r]] = False
+        d = st.replica_deployment[r]
+        if st.replica_phase[r] == _RUNNING and (st.replica_spans[r] or is_fixed[d]):
+            for j in range(spec.gang_size[d]):
+                can_leave[member_node(spec, st, r, j)] = False
     best, best_moves = -1, 0
     for n in range(running.shape[0]):
         if running[n] == 0 or st.node_phase[n] != _ALIVE or st.node_is_head[n] or not can_leave[n]:

@@ -99,15 +99,18 @@ def test_a_node_that_drains_takes_nothing() -> None:
 
 
 def test_too_short_a_notice() -> None:
-    """30 s of start-up and 15 s of notice: the replica is lost, and its replacement goes on as one of its own."""
+    """30 s of start-up and 35 s of notice: Serve stops the replica 20 s before the end, replaced or not."""
     sim = simulate(cluster(1, 1))
     begun_s = sim.now_s
-    interrupt(sim, 0, 5.0, 15.0)
+    interrupt(sim, 0, 5.0, 35.0)
     seen = []
     for until_s in (5.0, 15.0, 20.0, 30.0, 35.0):
         advance_to(sim, begun_s, until_s)
         seen.append(int(running_counts(sim.view)[ONE]))
     assert seen == [2, 2, 1, 1, 2]
+    assert sim.view.arrays.node_phase[0] == NodePhase.DRAINING
+    advance_to(sim, begun_s, 40.0)
+    assert sim.view.arrays.node_phase[0] == NodePhase.ABSENT
     assert (sim.view.arrays.replica_phase != ReplicaPhase.EMPTY).sum() == 2
     assert (sim.view.arrays.replica_peer == -1).all()
 
@@ -127,17 +130,64 @@ def test_a_replica_that_starts_there_starts_again_elsewhere() -> None:
     assert running_counts(sim.view)[ONE] == 2
 
 
+def test_a_notice_shorter_than_a_shutdown() -> None:
+    """15 s: the replica stops with the notice, and is done before the end."""
+    sim = simulate(cluster(1, 1))
+    begun_s = sim.now_s
+    interrupt(sim, 0, 5.0, 15.0)
+    advance_to(sim, begun_s, 5.0)
+    st = sim.view.arrays
+    assert (st.node_phase[0], st.replica_phase[0]) == (NodePhase.DRAINING, ReplicaPhase.STOPPING)
+    assert (st.replica_phase[2], st.replica_peer[2]) == (ReplicaPhase.STARTING, -1)
+    advance_to(sim, begun_s, 15.0)
+    assert (st.node_phase[0], st.replica_phase[0]) == (NodePhase.DRAINING, ReplicaPhase.EMPTY)
+
+
+def test_the_node_that_goes_first_is_left_first() -> None:
+    """The replacement of the replica with 200 s left serves at 35 s; the one with 60 s left stops for it."""
+    sim = simulate(cluster(1, 1, 2))
+    begun_s = sim.now_s
+    interrupt(sim, 0, 5.0, 200.0)
+    interrupt(sim, 1, 15.0, 60.0)
+    advance_to(sim, begun_s, 35.0)
+    st = sim.view.arrays
+    assert st.replica_phase[:2].tolist() == [ReplicaPhase.RUNNING, ReplicaPhase.STOPPING]
+    assert st.replica_phase[st.replica_peer[0]] == ReplicaPhase.STARTING
+    advance_to(sim, begun_s, 45.0)
+    assert st.replica_phase[0] == ReplicaPhase.STOPPING
+    assert running_counts(sim.view)[ONE] == 4
+
+
+def test_old_replicas_serve_until_the_target_is_met() -> None:
+    """Two more are wanted when the node drains: of three that start, the first two to serve replace nobody."""
+    state = cluster(1)
+    add_node(state, 1)
+    sim = Simulator(state, constant_traffic(state.spec, {"one": 6.0}, 60), LIMITS, np.random.default_rng(0))
+    interrupt(sim, 0, 15.0, 1000.0)
+    begun_s, st = sim.now_s, sim.view.arrays
+    advance_to(sim, begun_s, 15.0)
+    waiting = np.flatnonzero(st.replica_phase == ReplicaPhase.STARTING)
+    assert len(waiting) == 3
+    sim._hidden.replica_due_s[waiting] = begun_s + np.array(
+        [40.0, 25.0, 20.0]
+    )  # the one that is asked for last is first
+    for until_s, serving in ((20.0, 2), (25.0, 3), (40.0, 3)):
+        advance_to(sim, begun_s, until_s)
+        assert running_counts(sim.view)[ONE] == serving
+        assert (st.replica_phase[0] == ReplicaPhase.RUNNING) == (until_s < 40.0)
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_move_whose_node_is_interrupted_fails(lost: int) -> None:
     """The source's node: its replacement becomes a replica of its own. The destination: the source goes on serving."""
     sim = simulate(cluster(1, 1, 1))
     begun_s = sim.now_s
     move_id = sim.start(sim.view, Move(0, 1))
-    interrupt(sim, lost, 5.0, 10.0)
+    interrupt(sim, lost, 5.0, 24.0)
     advance_to(sim, begun_s, 5.0)
     assert sim.phase(move_id) is (MovePhase.STARTING if lost == 0 else MovePhase.FAILED)
     assert running_counts(sim.view)[ONE] == 3
-    advance_to(sim, begun_s, 15.0)
+    advance_to(sim, begun_s, 30.0)
     assert sim.phase(move_id) is MovePhase.FAILED
     assert sim.ledger()[Entry.FAILED_MOVES] == 1
     assert sim.view.arrays.node_phase[lost] == NodePhase.ABSENT

@@ -53,7 +53,10 @@ def test_pack_by_a_sort() -> None:
                 for n in takers(state, d)
             }
             want = min(keys, key=lambda n: keys[n], default=-1)
-            assert pack_node(state.spec.arrays, st, state.now_s, d, active_nodes(st)) == want, (seed, d)
+            assert pack_node(state.spec.arrays, st, state.now_s, d, active_nodes(state.spec.arrays, st)) == want, (
+                seed,
+                d,
+            )
             num_fenced += want >= 0 and keys[want][0]
             num_empty += want >= 0 and keys[want][1]
     assert num_fenced > 10

@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis.strategies import integers
 from rayfold.envs.placement import let_go
 from rayfold.envs.replica_autoscaler import decide_target
 from rayfold.envs.state import ClusterState, ReplicaPhase
-from tests.ray_oracle import autoscaling, ours, placement
+from tests.ray_oracle import autoscaling, draining, gangs, ours, placement
 from tests.ray_oracle.table import COMPARISONS
 from tests.ray_oracle.tally import Comparison
 
@@ -87,7 +88,7 @@ def _forgetful(*a: Any) -> tuple[int, float, int]:
 
 
 def _unbounded(*a: Any) -> tuple[int, float, int]:
-    return PORT(*a[:12], 0, 1000)
+    return PORT(*a[:12], 0, 1000, *a[14:])
 
 
 @pytest.mark.parametrize("rule", [_swapped, _one_delay_for_all, _no_factors, _forgetful, _unbounded])
@@ -124,3 +125,68 @@ def test_the_comparison_of_stops_can_fail(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(ours, "stop", newest)
     assert placement.replicas_to_stop(300, SEED).mismatches != ()
+
+
+def test_gangs_are_rays() -> None:
+    """600 states with gangs on one node and on several: what is stopped, what is placed beside them, what stays."""
+    for run in (gangs.gangs_to_stop, gangs.beside_gangs, gangs.node_without_gang):
+        assert run(600, SEED).mismatches == ()
+
+
+def test_targets_of_gangs_are_rays() -> None:
+    """100 days of 50 decisions, in whole gangs."""
+    assert autoscaling.gang_decisions(5000, SEED).mismatches == ()
+
+
+def _in_gangs(*a: Any) -> tuple[int, float, int]:
+    size = a[14]
+    target, *wish = PORT(
+        a[0], a[1], a[2] // size, a[3] // size, *a[4:6], a[6] * size, *a[7:12], a[12] // size, a[13] // size
+    )
+    return target * size, *wish
+
+
+@pytest.mark.parametrize("rule", [_in_gangs, _unbounded])
+def test_the_comparison_of_targets_of_gangs_can_fail(rule: autoscaling.Rule) -> None:
+    """To take a gang for a replica gives other targets: Serve's wish is for replicas, and rounded up last."""
+    assert autoscaling.gang_decisions(2000, SEED, rule).mismatches != ()
+
+
+def test_the_comparison_of_gangs_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gang that counts as one replica, on the node of its first member, is seen in what stops."""
+
+    def as_one(state: ClusterState, *a: Any) -> list[int]:
+        state.spec.arrays.gang_size[:] = 1
+        return stop(state, *a)
+
+    stop = ours.stop
+    monkeypatch.setattr(ours, "stop", as_one)
+    assert gangs.gangs_to_stop(300, SEED).mismatches != ()
+
+
+def test_nodes_that_drain_are_rays() -> None:
+    """500 batches beside draining nodes, and 700 updates of clusters with notices: nodes, stops, replacements."""
+    assert draining.placement(500, SEED).mismatches == ()
+    assert draining.migrations(700, SEED).mismatches == ()
+
+
+def _all_at_once(look: draining.Look) -> draining.Look:
+    return look._replace(end_s=np.where(np.isfinite(look.end_s), look.state.now_s + 60.0, np.inf))
+
+
+def _one_more(look: draining.Look) -> draining.Look:
+    return look._replace(target=look.target + 1)
+
+
+def _no_notice(look: draining.Look) -> draining.Look:
+    return look._replace(notice_s=np.full_like(look.notice_s, np.inf))
+
+
+@pytest.mark.parametrize("fault", [_all_at_once, _one_more, _no_notice])
+def test_the_comparison_of_nodes_that_drain_can_fail(
+    fault: Callable[[draining.Look], draining.Look], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deadlines that are not told apart, another target, a notice that is not heard: each is seen."""
+    decide = draining.our_outcome
+    monkeypatch.setattr(draining, "our_outcome", lambda look: decide(fault(look)))
+    assert draining.migrations(200, SEED).mismatches != ()

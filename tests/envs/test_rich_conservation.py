@@ -9,6 +9,8 @@ from hypothesis import strategies as st_
 
 from rayfold.envs.ledger import Entry
 from rayfold.envs.moves import MovePhase
+from rayfold.envs.node_life import GRACEFUL_SHUTDOWN_S
+from rayfold.envs.placement import member_node
 from rayfold.envs.simulator import Simulator
 from rayfold.envs.state import NodePhase, ReplicaPhase
 from tests.envs.conservation import check_simulator, holdings
@@ -40,6 +42,8 @@ def live_counts(sim: Simulator) -> np.ndarray:
 def check_who_stopped_serving(sim: Simulator) -> Counter[str]:
     """One step: whoever serves no longer has a replacement that does, was scaled away, or lost its node.
 
+    On a node that drains another one's replacement will do, and what is left stops before the end.
+
     Returns:
         How many of each.
     """
@@ -52,17 +56,22 @@ def check_who_stopped_serving(sim: Simulator) -> Counter[str]:
     def serves(r: int) -> bool:
         return bool(after.replica_phase[r] == ReplicaPhase.RUNNING and hidden.replica_serial[r] == serial[r])
 
+    is_new = after.replica_phase == ReplicaPhase.RUNNING
+    is_new[[r for r in nodes if serves(r)]] = False
+    fresh = np.bincount(after.replica_deployment[is_new], minlength=sim.spec.num_deployments)
+    drains = (before.node_phase == NodePhase.DRAINING) | (after.node_phase == NodePhase.DRAINING)
     for r, on in nodes.items():
         if serves(r):
             continue
-        replacement = int(before.replica_peer[r])
-        if any(before.node_phase[n] == NodePhase.DRAINING and ends_s[n] <= sim.now_s for n in on):
+        d, replacement = int(before.replica_deployment[r]), int(before.replica_peer[r])
+        if any(drains[n] and ends_s[n] - GRACEFUL_SHUTDOWN_S <= sim.now_s for n in on):
             why["lost"] += 1
-        elif replacement >= 0 and serves(replacement):
+        elif (replacement >= 0 and serves(replacement)) or (drains[list(on)].any() and fresh[d] > 0):
             why["replaced"] += 1
+            fresh[d] -= 1
         else:
             why["scaled"] += 1
-            scaled[before.replica_deployment[r]] += 1
+            scaled[d] += 1
     assert (scaled <= np.maximum(0, before.deployment_target - after.deployment_target)).all()
     return why
 
@@ -95,7 +104,8 @@ def test_nothing_is_lost_or_counted_twice(packs: bool, seed: int, is_tight: bool
         assert present == first_nodes + ledger[Entry.NODES_LAUNCHED] - gone
         draining = np.flatnonzero(st.node_phase == NodePhase.DRAINING)
         for r in np.flatnonzero(st.replica_phase == ReplicaPhase.STARTING):
-            assert not nodes_of(sim, int(r)) & set(draining.tolist())
+            size = spec.gang_size[st.replica_deployment[r]]
+            assert not {member_node(spec, st, int(r), j) for j in range(size)} & set(draining.tolist())
     assert sim.ledger()[Entry.ELAPSED_S] == NUM_STEPS * 5.0
 
 

@@ -29,15 +29,15 @@ from tests.ray_oracle import ours
 from tests.ray_oracle.clock import Clock
 from tests.ray_oracle.tally import Tally
 
-__all__ = ["decisions", "look_back", "look_back_from_idle", "random_config"]
+__all__ = ["decisions", "gang_decisions", "look_back", "look_back_from_idle", "random_config"]
 
 ID = DeploymentID(name="d", app_name="a")
 STEPS = 50
 Rule = Callable[..., tuple[int, float, int]]
 
 
-def random_config(rng: random.Random, look_back_s: float = 30.0) -> AutoscalingConfig:
-    """Every setting of the default policy, the deprecated factors included."""
+def random_config(rng: random.Random, look_back_s: float = 30.0, gang_size: int = 1) -> AutoscalingConfig:
+    """Every setting of the default policy, the deprecated factors included; bounds are whole gangs."""
     low, high = rng.choice([0, 0, 1, 2]), rng.randint(3, 12)
     legacy: dict[str, Any] = {
         "smoothing_factor": rng.choice([0.5, 1.5]),
@@ -50,9 +50,9 @@ def random_config(rng: random.Random, look_back_s: float = 30.0) -> AutoscalingC
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of settings that Ray deprecates and still obeys
         return AutoscalingConfig(
-            min_replicas=low,
-            max_replicas=high,
-            initial_replicas=rng.choice([None, rng.randint(low, high)]),
+            min_replicas=low * gang_size,
+            max_replicas=high * gang_size,
+            initial_replicas=rng.choice([None, rng.randint(low, high) * gang_size]),
             target_ongoing_requests=rng.choice([0.5, 1, 2, 7.5]),
             upscale_delay_s=rng.choice([0, 5, 30]),
             downscale_delay_s=rng.choice([0, 10, 60]),
@@ -67,9 +67,10 @@ def random_config(rng: random.Random, look_back_s: float = 30.0) -> AutoscalingC
 class RaysAutoscaler:
     """Ray's state of one deployment, on a clock of ours."""
 
-    def __init__(self, config: AutoscalingConfig) -> None:
+    def __init__(self, config: AutoscalingConfig, gang_size: int = 1) -> None:
         self.state = DeploymentAutoscalingState(ID)
-        settings = SimpleNamespace(autoscaling_config=config, gang_scheduling_config=None)
+        gang = SimpleNamespace(gang_size=gang_size) if gang_size > 1 else None
+        settings = SimpleNamespace(autoscaling_config=config, gang_scheduling_config=gang)
         info: Any = SimpleNamespace(deployment_config=settings, target_capacity=None, target_capacity_direction=None)
         self.target: int = self.state.register(info, 0)
 
@@ -98,8 +99,8 @@ class RaysAutoscaler:
 class OurAutoscaler:
     """The port, with what it keeps between decisions."""
 
-    def __init__(self, config: AutoscalingConfig, target: int, rule: Rule) -> None:
-        self._config, self._rule = config, rule
+    def __init__(self, config: AutoscalingConfig, target: int, rule: Rule, gang_size: int = 1) -> None:
+        self._config, self._rule, self._gang_size = config, rule, gang_size
         self._kept: tuple[int, float, int] = (target, np.inf, 0)
 
     def decide(self, now_s: float, total: float, num_running: int) -> int:
@@ -110,7 +111,15 @@ class OurAutoscaler:
         delays = (c.upscale_delay_s, c.downscale_delay_s, to_zero_s)
         bounds = (c.min_replicas, c.max_replicas)
         self._kept = self._rule(
-            now_s, total, num_running, *self._kept, c.get_target_ongoing_requests(), *factors, *delays, *bounds
+            now_s,
+            total,
+            num_running,
+            *self._kept,
+            c.get_target_ongoing_requests(),
+            *factors,
+            *delays,
+            *bounds,
+            self._gang_size,
         )
         return self._kept[0]
 
@@ -121,19 +130,29 @@ def _reads(clock: Clock) -> Any:
 
 def decisions(num_states: int, seed: int, rule: Rule = decide_target) -> Tally:
     """Random days of ``STEPS`` decisions with uneven steps, idle stretches, ramps and replicas that start late."""
+    return _decisions(num_states, seed, rule, (1,))
+
+
+def gang_decisions(num_states: int, seed: int, rule: Rule = decide_target) -> Tally:
+    """The same for gangs of two to four replicas."""
+    return _decisions(num_states, seed, rule, (2, 3, 4))
+
+
+def _decisions(num_states: int, seed: int, rule: Rule, gang_sizes: tuple[int, ...]) -> Tally:
     mismatches, changes = [], 0
     for i in range(max(1, num_states // STEPS)):
         rng, clock = random.Random(f"{seed} {i}"), Clock()
         with _reads(clock):
-            config = random_config(rng)
-            rays = RaysAutoscaler(config)
-            own, total = OurAutoscaler(config, rays.target, rule), 5.0
+            size = rng.choice(gang_sizes)
+            config = random_config(rng, gang_size=size)
+            rays = RaysAutoscaler(config, size)
+            own, total = OurAutoscaler(config, rays.target, rule, size), 5.0
             for step in range(STEPS):
                 clock.now_s += rng.choice([0.1, 0.5, 5.0, 10.0, 60.0])
                 if rng.random() < 0.25:
                     total = rng.choice([0.0, float(rng.randint(0, 60)), rng.uniform(0, 60)])
                 before = rays.target
-                num_running = rng.choice([before, before, before, max(0, before - 3), before + 1, 0])
+                num_running = rng.choice([before, before, before, max(0, before - 3 * size), before + size, 0])
                 rays.report(clock.now_s - 0.05, "h", [SimpleNamespace(timestamp=clock.now_s - 0.05, value=total)], {})
                 target, seen = rays.decide(num_running)
                 changes += target != before

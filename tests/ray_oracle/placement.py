@@ -14,7 +14,7 @@ from tests.ray_oracle.scheduler import deployment_id, node_row, packing, replica
 from tests.ray_oracle.states import random_cluster
 from tests.ray_oracle.tally import Tally
 
-__all__ = ["pack", "pack_shares", "replicas_to_stop"]
+__all__ = ["add_pending", "pack", "pack_shares", "rays_nodes", "replicas_to_stop"]
 
 WHOLE = (0.0, 1.0, 2.0)
 SHARES = (0.25, 0.375, 0.625, 1.0)  # exact in binary: Ray compares what is left without tolerance
@@ -28,10 +28,10 @@ def _keep_limits(state: ClusterState) -> None:
     st.replica_phase[is_stopping & (state.spec.arrays.max_per_node[st.replica_deployment] > 0)] = ReplicaPhase.RUNNING
 
 
-def _add_pending(state: ClusterState, draw: np.random.Generator) -> None:
+def add_pending(state: ClusterState, draw: np.random.Generator, of: list[int] | None = None) -> None:
     """Up to seven replicas wait, in order of deployments, each deployment's in order of creation."""
     st = state.arrays
-    wanted = np.sort(draw.integers(state.spec.num_deployments, size=int(draw.integers(1, 8))))
+    wanted = np.sort(draw.choice(of or range(state.spec.num_deployments), size=int(draw.integers(1, 8))))
     rows = np.flatnonzero(st.replica_phase == ReplicaPhase.EMPTY)[: len(wanted)]
     st.replica_deployment[rows], st.replica_phase[rows] = wanted[: len(rows)], ReplicaPhase.PENDING
 
@@ -55,7 +55,7 @@ def _pack(num_states: int, seed: int, gpus: tuple[float, ...]) -> Tally:
         draw = np.random.default_rng([seed, i])
         state = random_cluster(draw, gpus=gpus, phases=HELD)
         _keep_limits(state)
-        _add_pending(state, draw)
+        add_pending(state, draw)
         before = ClusterState(spec=state.spec, now_s=state.now_s, arrays=state.arrays.copy())
         rays, own = rays_nodes(state), ours.place(state)
         decisions += int((before.arrays.replica_phase == ReplicaPhase.PENDING).sum())

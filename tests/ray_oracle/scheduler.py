@@ -17,6 +17,7 @@ from ray.serve._private.deployment_scheduler import (
 )
 
 from rayfold.envs.cluster import BYTES_PER, Deployment
+from rayfold.envs.placement import member_node
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from tests.ray_oracle.clock import Clock
 
@@ -53,7 +54,10 @@ def node_row(name: str) -> int:
 
 
 def replica_id(state: ClusterState, r: int, life: int = 0) -> ReplicaID:
-    """Ray's name of replica row ``r``; ``life`` counts who has had the row before, since Ray uses no name twice."""
+    """Ray's name of replica row ``r``; ``life`` counts who has had the row before, since Ray uses no name twice.
+
+    Of a gang it counts the members.
+    """
     name = str(r + _LIVES * life)
     return ReplicaID(name, deployment_id(state.spec.deployments[state.arrays.replica_deployment[r]]))
 
@@ -134,10 +138,13 @@ def scheduler_of(state: ClusterState) -> RaysScheduler:
         info.label_selector = dict(deployment.label_selector) or None
         info.fallback_strategy = _fallbacks(deployment)
         info.max_replicas_per_node = deployment.max_replicas_per_node or None
+        info.is_gang = deployment.gang_size > 1
     for r in map(int, np.flatnonzero(st.replica_phase == ReplicaPhase.STARTING)):
         scheduler._on_replica_launching(replica_id(state, r), target_node_id=node_id(st.replica_node[r]))
     for r in map(int, np.flatnonzero(st.replica_phase == ReplicaPhase.RUNNING)):
-        scheduler.on_replica_running(replica_id(state, r), node_id(st.replica_node[r]))
+        for j in range(state.spec.deployments[st.replica_deployment[r]].gang_size):
+            node = node_id(member_node(state.spec.arrays, st, r, j))
+            scheduler.on_replica_running(replica_id(state, r, j), node)
     return scheduler
 
 

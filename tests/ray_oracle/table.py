@@ -1,6 +1,6 @@
 """All comparisons, and the row of ``docs/simulator.md`` that each of them makes."""
 
-from tests.ray_oracle import autoscaling, compaction, launches, placement
+from tests.ray_oracle import autoscaling, compaction, draining, gangs, launches, placement
 from tests.ray_oracle.tally import Comparison, Tally
 
 __all__ = ["COMPARISONS", "row_of"]
@@ -55,6 +55,42 @@ COMPARISONS = (
         "`DeploymentAutoscalingState.get_total_num_requests`",
         autoscaling.look_back_from_idle,
         "the period begins without a request; Ray takes the mean from the first request on",
+    ),
+    Comparison(
+        "Gangs: targets in whole gangs, to zero and from zero",
+        "`GangSchedulingAutoscalingPolicy` in `DeploymentAutoscalingState`",
+        autoscaling.gang_decisions,
+    ),
+    Comparison(
+        "Gangs: the placement groups that are asked for",
+        f"{_SCHEDULER}.schedule_gang_placement_groups`",
+        gangs.gang_groups,
+    ),
+    Comparison(
+        "Gangs, on several nodes too: which ones a downscale stops, and which replicas beside them",
+        f"{_SCHEDULER}._get_replicas_to_stop`",
+        gangs.gangs_to_stop,
+    ),
+    Comparison(
+        "Pack placement of other replicas beside gangs",
+        f"{_SCHEDULER}.schedule`",
+        gangs.beside_gangs,
+    ),
+    Comparison(
+        "Node to compact beside gangs",
+        f"{_SCHEDULER}._find_best_node_to_compact`",
+        gangs.node_without_gang,
+    ),
+    Comparison(
+        "Pack placement where nodes drain",
+        f"{_SCHEDULER}.schedule`",
+        draining.placement,
+    ),
+    Comparison(
+        "Nodes with an interruption notice: what moves off, what stops when a replacement serves, when a target falls, "
+        "and before the deadline; gangs included",
+        f"`DeploymentState.migrate_replicas_on_draining_nodes`, `.scale_deployment_replicas`, {_SCHEDULER}.schedule`",
+        draining.migrations,
     ),
     Comparison(
         "Nodes launched for pending replicas: labels, packing, scores, ties, limits",
