@@ -1,9 +1,7 @@
 """Puts the decider into a running Serve cluster and follows what it decides: the ``serve`` verb."""
 
 import logging
-import secrets
 import socket
-import stat
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from rayfold.serving.decision import Mode
 from rayfold.serving.executor import call_controller, serve_controller
 from rayfold.serving.live_settings import LiveSettings
 from rayfold.serving.snapshot import OWN_APP
+from rayfold.serving.token_file import read_token
 
 __all__ = [
     "NUM_CANDIDATES",
@@ -29,7 +28,6 @@ __all__ = [
     "decision_line",
     "deploy_decider",
     "detach_controller",
-    "read_token",
     "serve_decider",
 ]
 
@@ -38,25 +36,6 @@ log = logging.getLogger(__name__)
 NUM_CANDIDATES = 8  # that a learned policy lists, for the journal
 _CONNECT_TIMEOUT_S = 12.0
 _READY_TIMEOUT_S = 120.0
-
-
-def read_token(path: Path | None) -> str:
-    """Bearer token of the mode switch: from a file that only its owner can read, or a new one.
-
-    Raises:
-        InputError: The file is missing, empty, or readable by others.
-    """
-    if path is None:
-        return secrets.token_urlsafe(32)
-    try:
-        mode, token = path.stat().st_mode, path.read_text().strip()
-    except OSError as err:
-        raise InputError(str(path), "a file with a token", err.strerror or err) from err
-    if stat.S_IMODE(mode) & 0o077:
-        raise InputError(str(path), "file mode 0600", oct(stat.S_IMODE(mode)))
-    if not token:
-        raise InputError(str(path), "a token", "an empty file")
-    return token
 
 
 def connect(address: str) -> None:

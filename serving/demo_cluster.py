@@ -18,7 +18,7 @@ from rayfold.envs.cluster import Interval, NodeType
 from rayfold.envs.safety import Limits
 from rayfold.errors import ClusterError
 from rayfold.policies.by_name import make_policy
-from rayfold.serving.attach import NUM_CANDIDATES, deploy_decider, read_token
+from rayfold.serving.attach import NUM_CANDIDATES, deploy_decider
 from rayfold.serving.decision import Mode
 from rayfold.serving.demo_apps import deploy_echo, scale_echo
 from rayfold.serving.history import History
@@ -27,6 +27,7 @@ from rayfold.serving.load import HttpLoad
 from rayfold.serving.local_cluster import LocalCluster, free_port
 from rayfold.serving.snapshot import take_snapshot
 from rayfold.serving.state_view import describe_state
+from rayfold.serving.token_file import read_token
 
 __all__ = ["DemoDeployment", "DemoSpec", "LiveDemoResult", "demo_spec", "run_live_demo"]
 

@@ -10,9 +10,10 @@ from rayfold.envs.cluster import Interval
 from rayfold.envs.safety import Limits
 from rayfold.errors import InputError
 from rayfold.policies.by_name import make_policy
-from rayfold.serving.attach import detach_controller, read_token, serve_decider
+from rayfold.serving.attach import detach_controller, serve_decider
 from rayfold.serving.live_settings import load_live_settings
 from rayfold.serving.local_cluster import free_port
+from rayfold.serving.token_file import read_token
 
 
 def test_no_cluster_at_the_address_is_told_soon() -> None:
