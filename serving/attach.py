@@ -12,8 +12,9 @@ import httpx
 import ray
 
 import rayfold
+from rayfold.envs.safety import Limits
 from rayfold.errors import ClusterError, InputError
-from rayfold.policies.by_name import make_policy
+from rayfold.policies.by_name import policy_maker
 from rayfold.policies.protocol import Policy
 from rayfold.serving import controller_patch
 from rayfold.serving.decision import Mode
@@ -87,7 +88,7 @@ def _runtime_env(address: str) -> dict[str, Any]:
 def deploy_decider(
     *,
     address: str,
-    policy: Policy,
+    make_policy: Callable[[Limits], Policy],
     settings: LiveSettings,
     mode: Mode,
     token: str,
@@ -97,7 +98,7 @@ def deploy_decider(
 
     Args:
         address: Of the cluster; tells whether rayfold must be shipped.
-        policy: Makes the plans.
+        make_policy: From limits the policy that makes the plans.
         settings: What the cluster does not say of itself.
         mode: To begin with.
         token: Bearer of ``POST /mode``.
@@ -115,7 +116,7 @@ def deploy_decider(
 
     controller = serve_controller()
     path = journal_path.absolute() if journal_path else None  # the replica has another working directory
-    config = DeciderConfig(policy=policy, settings=settings, mode=mode, token=token, journal_path=path)
+    config = DeciderConfig(make_policy=make_policy, settings=settings, mode=mode, token=token, journal_path=path)
     application = decider_application(config, _runtime_env(address))
     try:
         serve.run(application, name=OWN_APP, route_prefix=ROUTE, _local_testing_mode=False)
@@ -155,7 +156,7 @@ def serve_decider(
     Args:
         address: ``HOST:PORT`` of the cluster.
         mode: ``off``, ``observe``, ``recommend`` or ``act``.
-        policy: See ``make_policy``.
+        policy: See ``policy_maker``.
         settings: What the cluster does not say of itself.
         token_file: See ``read_token``.
         journal_path: SQLite file on the head node; None = one in Ray's session folder there.
@@ -173,16 +174,21 @@ def serve_decider(
     if mode not in set(Mode):
         raise InputError("--mode", ", ".join(Mode), mode)
     settings = settings or LiveSettings()
-    chosen = make_policy(policy, settings.limits, num_candidates=NUM_CANDIDATES)
+    make = policy_maker(policy, num_candidates=NUM_CANDIDATES)
     token = read_token(token_file)
     stop = stop or threading.Event()
     connected_before = ray.is_initialized()
     connect(address)
     try:
         url = deploy_decider(
-            address=address, policy=chosen, settings=settings, mode=Mode(mode), token=token, journal_path=journal_path
+            address=address,
+            make_policy=make,
+            settings=settings,
+            mode=Mode(mode),
+            token=token,
+            journal_path=journal_path,
         )
-        progress(f"decider at {url}, mode {mode}, policy {chosen.name}")
+        progress(f"decider at {url}, mode {mode}, policy {make(settings.limits).name}")
         return _follow(url, token, settings, progress, stop, max_decisions)
     finally:
         if ray.is_initialized():

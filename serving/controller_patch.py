@@ -415,9 +415,9 @@ def fence(controller: Any, node: str, until_s: float) -> None:
 
 
 def move_status(controller: Any) -> dict[str, dict[str, Any]] | None:
-    """Phase, detail, replacement, old and node by move id; None where the controller is not attached."""
+    """Phase, detail, replacement, old, node and ready_s by move id; None where the controller is not attached."""
     desk = _desk(controller)
     if desk is None:
         return None
-    keys = ("phase", "detail", "replacement", "old", "node")
+    keys = ("phase", "detail", "replacement", "old", "node", "ready_s")
     return {move_id: {key: move[key] for key in keys} for move_id, move in desk.moves.items()}

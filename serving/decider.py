@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from rayfold.envs.bound import bound_usd_per_h
 from rayfold.envs.moves import Move
-from rayfold.envs.safety import check_move
+from rayfold.envs.safety import Limits, check_move
 from rayfold.envs.state import ClusterState
 from rayfold.envs.transition import with_move
 from rayfold.errors import ClusterError, ExecutorError
@@ -36,6 +37,7 @@ from rayfold.serving.journal import Journal
 from rayfold.serving.live_moves import LiveExecutor, MoveRecord, RecordedPhase
 from rayfold.serving.live_settings import LiveSettings
 from rayfold.serving.metrics import Metrics
+from rayfold.serving.moves_under_way import MovesUnderWay
 from rayfold.serving.plan_maker import PlanMaker
 from rayfold.serving.undone import UndoneMoves
 
@@ -54,8 +56,8 @@ class Decider:
     """Decides, checks, records and acts.
 
     Args:
-        policy: Makes the plan.
-        fallback: Makes it where the policy fails or is late.
+        make_policy: From limits the policy that makes the plan.
+        make_fallback: The one that makes it where the policy fails or is late.
         settings: Interval, limits and deadline.
         snapshot: The cluster now.
         history: Memory of the snapshots; told of moves.
@@ -72,8 +74,8 @@ class Decider:
     def __init__(
         self,
         *,
-        policy: Policy,
-        fallback: Policy,
+        make_policy: Callable[[Limits], Policy],
+        make_fallback: Callable[[Limits], Policy],
         settings: LiveSettings,
         snapshot: Callable[[], ClusterState],
         history: History,
@@ -91,11 +93,13 @@ class Decider:
         self.last_decision: Decision | None = None
         self.last_state: ClusterState | None = None
         self.last_error = ""
-        self._plans = PlanMaker(policy, fallback, rng)
+        self._make_policy, self._make_fallback = make_policy, make_fallback
+        self._plans = PlanMaker(make_policy(settings.limits), make_fallback(settings.limits), rng)
         self._snapshot, self._history, self._executor = snapshot, history, executor
         self._clock, self._may_act, self._stand_down = clock, may_act, stand_down
         self._is_recovered = False
         self._undone = UndoneMoves(journal)
+        self._under_way = MovesUnderWay(journal, executor, self.metrics, clock)
         self._stop, self._wake = threading.Event(), threading.Event()
 
     def recover(self) -> None:
@@ -104,10 +108,7 @@ class Decider:
         Raises:
             ClusterError: The cluster does not answer; nothing is decided before it does.
         """
-        begun = self.journal.open_moves()
-        if begun:
-            log.warning("%d moves of an earlier decider are under way", len(begun))
-            self._executor.adopt(begun)
+        self._under_way.adopt()
         for record in self.journal.moves_since(self._clock() - _DAY_S):
             self._history.note_move(record.deployment, record.started_s)
         self._is_recovered = True
@@ -177,9 +178,9 @@ class Decider:
         try:
             self._executor.start(state, move, record.move_id)
         except ExecutorError as err:
-            self._set_phase(record, RecordedPhase.CANCELLED, str(err))
+            self._under_way.set_phase(record, RecordedPhase.CANCELLED, str(err))
             return refused(item, str(err))
-        self._set_phase(record, RecordedPhase.STARTING)
+        self._under_way.set_phase(record, RecordedPhase.STARTING)
         self._history.note_move(item.deployment, state.now_s)
         return dataclasses.replace(item, move=move, from_node=record.from_node, move_id=record.move_id)
 
@@ -204,9 +205,11 @@ class Decider:
         self.journal.add_event("mode", str(mode), self._clock())
         self._wake.set()
 
-    def reconfigure(self, settings: LiveSettings, fallback: Policy) -> None:
-        """Takes other settings from the next tick on; the policy keeps the limits it was made with."""
-        self.settings, self._plans.fallback = settings, fallback
+    def reconfigure(self, settings: LiveSettings) -> None:
+        """Takes other settings from the next tick on; other limits make the policies anew, without their memory."""
+        if settings.limits != self.settings.limits:
+            self._plans.take(self._make_policy(settings.limits), self._make_fallback(settings.limits))
+        self.settings = settings
         self.journal.add_event("settings", "changed", self._clock())
         self._wake.set()
 
@@ -216,13 +219,9 @@ class Decider:
         Raises:
             ClusterError: The cluster does not answer.
         """
-        record = self.journal.move(move_id)
-        if record is None:
-            return False
-        if not record.is_final:
-            self._executor.cancel(move_id)
-            self._wake.set()
-        return True
+        is_known = self._under_way.cancel(move_id)
+        self._wake.set()
+        return is_known
 
     @property
     def paused(self) -> str:
@@ -249,25 +248,7 @@ class Decider:
 
     def watch(self) -> None:
         """Follows the moves that have not ended."""
-        begun = self.journal.open_moves()
-        if not begun:
-            return
-        statuses = self._executor.statuses()
-        for record in begun:
-            seen = statuses.get(record.move_id)
-            if seen is None:
-                phase, detail, replacement = RecordedPhase.FAILED, "nobody knows of this move", None
-            else:
-                phase, detail, replacement = RecordedPhase(seen.phase.value), seen.detail, seen.replacement_id
-            if (phase, replacement or "") != (record.phase, record.replacement_id):
-                self._set_phase(record, phase, detail, replacement or "")
-
-    def _set_phase(self, record: MoveRecord, phase: RecordedPhase, detail: str = "", replacement_id: str = "") -> None:
-        now_s = self._clock()
-        self.journal.set_phase(record.move_id, phase, now_s, detail=detail, replacement_id=replacement_id)
-        if phase != record.phase:
-            self.metrics.saw_phase(phase, now_s - record.started_s)
-        log.info("move %s of %s: %s %s", record.move_id, record.deployment, phase, detail)
+        self._under_way.watch()
 
     def tick(self) -> Decision | None:
         """One decision; None in mode ``off``.
@@ -320,6 +301,7 @@ class Decider:
             expected_saving_usd=plan.expected_saving_usd,
             num_nodes=len(present),
             usd_per_h=float(state.spec.arrays.type_price_usd_per_h[present].sum()),
+            bound_usd_per_h=bound_usd_per_h(state.spec.arrays, state.arrays),
             latency_s=latency_s,
             state_digest=state.digest(),
         )

@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from fastapi import FastAPI
 from ray import serve
 
+from rayfold.envs.safety import Limits
 from rayfold.errors import ClusterError, InputError
 from rayfold.policies.best_fit import BestFit
 from rayfold.policies.protocol import Policy
@@ -46,7 +47,7 @@ _STEERED = "steered"  # the journal's note of mode and settings as they were set
 class DeciderConfig:
     """What the application is deployed with."""
 
-    policy: Policy
+    make_policy: Callable[[Limits], Policy]
     settings: LiveSettings
     mode: Mode
     token: str  # bearer
@@ -80,8 +81,8 @@ class LiveControls:
             move_timeout_s=settings.move_timeout_s, fence_s=settings.limits.fence_s, term=lambda: self._lease.term
         )
         self.decider: Decider = Decider(
-            policy=config.policy,
-            fallback=BestFit(settings.limits),
+            make_policy=config.make_policy,
+            make_fallback=BestFit,
             settings=settings,
             snapshot=lambda: take_snapshot(self.decider.settings, history),
             history=history,
@@ -127,9 +128,9 @@ class LiveControls:
     def apply_settings(self, content: Mapping[str, Any]) -> LiveSettings:
         """See ``Controls``."""
         made = merge_settings(self.decider.settings, content, "settings")
+        self.decider.reconfigure(made)  # first: a policy may not take these limits
         self._executor.move_timeout_s, self._executor.fence_s = made.move_timeout_s, made.limits.fence_s
         self._lease.ttl_s = _lease_ttl_s(made)
-        self.decider.reconfigure(made, BestFit(made.limits))
         self._note_steering()
         return made
 

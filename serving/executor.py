@@ -211,7 +211,10 @@ class ServeExecutor:
                 self._known[move_id] = known._replace(phase=MovePhase.FAILED, detail=detail)
             else:
                 self._known[move_id] = known._replace(
-                    phase=MovePhase(seen["phase"]), detail=seen["detail"], replacement_id=seen["replacement"]
+                    phase=MovePhase(seen["phase"]),
+                    detail=seen["detail"],
+                    replacement_id=seen["replacement"],
+                    ready_s=seen["ready_s"],
                 )
             self._lift_fence(move_id)
         return dict(self._known)

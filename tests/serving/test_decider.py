@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from rayfold.envs.moves import Candidate, Move, MovePhase, Plan
+from rayfold.envs.safety import Limits
 from rayfold.envs.state import ClusterState
+from rayfold.errors import InputError
 from rayfold.serving import decider as decider_module
 from rayfold.serving.decider import Decider
 from rayfold.serving.decision import Decision, Mode
 from rayfold.serving.journal import Journal
 from rayfold.serving.live_moves import RecordedPhase
-from tests.serving.deciders import SETTINGS, FakeCluster, make_decider, plan_of, two_nodes
+from rayfold.serving.live_settings import merge_settings
+from tests.serving.deciders import SETTINGS, FakeCluster, FixedPolicy, make_decider, plan_of, two_nodes
 
 
 def _raise() -> Plan:
@@ -332,3 +335,43 @@ def test_stopped_decider_starts_nothing() -> None:
     decision = _tick(deciders[0])
     assert [m.reason for m in decision.moves] == ["the decider is being stopped"]
     assert executor.started == []
+
+
+class Limited(FixedPolicy):
+    """Remembers the limits it was made with."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(lambda: plan_of(Move(0, 1)))
+        self.limits = limits
+
+
+def test_new_limits_make_the_policies_anew() -> None:
+    """Policy and filter see the same limits from the next tick on; other settings leave the policy its memory."""
+    made: list[Limited] = []
+
+    def make(limits: Limits) -> Limited:
+        made.append(Limited(limits))
+        return made[-1]
+
+    decider = make_decider(plan_of, FakeCluster(), make_policy=make, mode=Mode.RECOMMEND)
+    assert [m.allowed for m in _tick(decider).moves] == [True]
+    decider.reconfigure(merge_settings(decider.settings, {"plan_deadline_s": 4.0}, "test"))
+    assert len(made) == 1
+    decider.reconfigure(merge_settings(decider.settings, {"limits": {"max_concurrent_moves": 0}}, "test"))
+    assert [policy.limits.max_concurrent_moves for policy in made] == [4, 0]
+    assert [m.reason for m in _tick(decider).moves] == ["too_many_moves"]
+
+
+def test_limits_that_a_policy_refuses_change_nothing() -> None:
+    """The error is told and the old settings stay in force."""
+
+    def make(limits: Limits) -> Limited:
+        if limits.max_concurrent_moves == 0:
+            raise InputError("--policy", "some moves", "none")
+        return Limited(limits)
+
+    decider = make_decider(plan_of, FakeCluster(), make_policy=make)
+    before = decider.settings
+    with pytest.raises(InputError):
+        decider.reconfigure(merge_settings(before, {"limits": {"max_concurrent_moves": 0}}, "test"))
+    assert decider.settings is before

@@ -525,9 +525,7 @@ def test_killed_decider_goes_on_and_a_node_is_released(live: Live) -> None:
     _spread_out()
     assert len({int(n) for n in snapshot().arrays.replica_node}) == 3
     with HttpLoad([f"{live.url}/plain", f"{live.url}/pack"], num_clients=4) as load:
-        url = deploy_decider(
-            address=live.address, policy=BestFit(SETTINGS.limits), settings=SETTINGS, mode=Mode.ACT, token="t"
-        )
+        url = deploy_decider(address=live.address, make_policy=BestFit, settings=SETTINGS, mode=Mode.ACT, token="t")
         wait_until("a first move", lambda: bool(_ask(f"{url}/moves")))
         first = _ask(f"{url}/moves")
         pid = call_controller(_decider_pid)
