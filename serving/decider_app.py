@@ -32,6 +32,7 @@ from rayfold.serving.journal import Journal
 from rayfold.serving.lease import GcsStore, Lease
 from rayfold.serving.live_settings import LiveSettings, merge_settings, parse_live_settings, settings_as_json
 from rayfold.serving.snapshot import OWN_APP, take_snapshot
+from rayfold.serving.token_file import read_token
 
 __all__ = ["DEPLOYMENT", "JOURNAL_NAME", "ROUTE", "DeciderConfig", "decider_application"]
 
@@ -50,7 +51,7 @@ class DeciderConfig:
     make_policy: Callable[[Limits], Policy]
     settings: LiveSettings
     mode: Mode
-    token: str  # bearer
+    token: str | Path  # bearer, or the file on the head node that holds it
     journal_path: Path | None = None  # on the head node; None = a file in Ray's session folder there
     seed: int = 0
     # A replica that Serve restarts takes up what was set over HTTP; a new deployment begins with its own.
@@ -164,7 +165,8 @@ class DeciderService:
         torch.set_num_threads(1)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         logging.getLogger("rayfold").setLevel(logging.INFO)
-        self._controls, self._token = LiveControls(config), config.token
+        self._token = read_token(config.token) if isinstance(config.token, Path) else config.token
+        self._controls = LiveControls(config)
         self._thread = threading.Thread(target=self._controls.decider.run, name="decider", daemon=True)
         self._thread.start()
 

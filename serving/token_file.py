@@ -1,5 +1,6 @@
-"""The bearer token of the decider's HTTP interface, from a file that only its owner can read."""
+"""The bearer token of the decider's HTTP interface, from a file that nobody else can read."""
 
+import os
 import secrets
 import stat
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 from rayfold.errors import InputError
 
 __all__ = ["read_token"]
+
+# A secret that Kubernetes mounts is root's, and its group's to read (``fsGroup``): the only way a process gets it.
+_OTHERS, _OTHERS_OF_A_FOREIGN_FILE = 0o077, 0o027
 
 
 def read_token(path: Path | None) -> str:
@@ -18,11 +22,12 @@ def read_token(path: Path | None) -> str:
     if path is None:
         return secrets.token_urlsafe(32)
     try:
-        mode, token = path.stat().st_mode, path.read_text().strip()
+        found, token = path.stat(), path.read_text().strip()
     except (OSError, UnicodeDecodeError) as err:
         raise InputError(str(path), "a file with a token", getattr(err, "strerror", None) or err) from err
-    if stat.S_IMODE(mode) & 0o077:
-        raise InputError(str(path), "file mode 0600", oct(stat.S_IMODE(mode)))
+    mode, is_own = stat.S_IMODE(found.st_mode), found.st_uid == os.getuid()
+    if mode & (_OTHERS if is_own else _OTHERS_OF_A_FOREIGN_FILE):
+        raise InputError(str(path), "file mode 0600", oct(mode))
     if not token:
         raise InputError(str(path), "a token", "an empty file")
     if not (token.isascii() and token.isprintable()):  # it travels in an HTTP header
