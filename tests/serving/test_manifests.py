@@ -20,6 +20,7 @@ from rayfold.serving.decision import Mode
 from rayfold.serving.serve_config import DeployArgs, build
 from rayfold.serving.snapshot import OWN_APP
 
+_build: Any = call_user_app_builder_with_args_if_necessary  # its annotation knows plain functions only
 SERVING = Path(rayfold.serving.__file__).parent
 _CALLBACK = "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH"
 
@@ -51,10 +52,11 @@ def test_ray_takes_the_config_and_builds_the_decider(read: Any) -> None:
     schema = ServeDeploySchema.model_validate(read())
     (app,) = schema.applications
     assert (app.name, app.route_prefix) == (OWN_APP, ROUTE)
-    made = call_user_app_builder_with_args_if_necessary(import_attr(app.import_path), app.args)
+    made = _build(import_attr(app.import_path), app.args)
     deployment = made._bound_deployment
     assert deployment.name == DEPLOYMENT
-    assert "node:__internal_head__" in deployment.ray_actor_options["resources"]
+    options: Any = deployment.ray_actor_options
+    assert "node:__internal_head__" in options["resources"]
     config = _config_of(made)
     assert config.mode == Mode.RECOMMEND, "what is deployed from an example must not act"
     assert config.make_policy(config.settings.limits).name == "learned"
@@ -82,7 +84,7 @@ def test_wrong_arguments_are_told(tmp_path: Path) -> None:
     """An unknown one, a mode that is none, a wrong setting, no such policy: before anything is deployed."""
     for args in ({"modus": "act"}, {"mode": "dance"}):
         with pytest.raises(ValueError, match="DeployArgs"):
-            call_user_app_builder_with_args_if_necessary(build, args)
+            _build(build, args)
     with pytest.raises(InputError, match=r"args.settings: brakes.moves_per_h"):
         build(DeployArgs(policy="none", settings={"brakes": {"moves_per_h": -1}}))
     with pytest.raises(InputError, match="best_fit"):
