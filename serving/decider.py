@@ -39,6 +39,7 @@ from rayfold.serving.live_settings import LiveSettings
 from rayfold.serving.metrics import Metrics
 from rayfold.serving.moves_under_way import MovesUnderWay
 from rayfold.serving.plan_maker import PlanMaker
+from rayfold.serving.plausible import implausible_plan, implausible_prices
 from rayfold.serving.undone import UndoneMoves
 
 __all__ = ["Decider"]
@@ -113,12 +114,21 @@ class Decider:
             self._history.note_move(record.deployment, record.started_s)
         self._is_recovered = True
 
-    def check(self, state: ClusterState, moves: Sequence[Move], scores: Sequence[float] = ()) -> list[CheckedMove]:
-        """The verdict on each move, each with the allowed ones before it begun."""
+    def check(
+        self, state: ClusterState, moves: Sequence[Move], scores: Sequence[float] = (), unbelievable: str = ""
+    ) -> list[CheckedMove]:
+        """The verdict on each move, each with the allowed ones before it begun.
+
+        Args:
+            state: The moves are rows of it.
+            moves: In order.
+            scores: Of the policy; may be fewer.
+            unbelievable: Why none of them is made, empty = for no such reason.
+        """
         checked: list[CheckedMove] = []
         records = self._records()
         for i, move in enumerate(moves):
-            reason = self._why_not(state, move, records)
+            reason = unbelievable or self._why_not(state, move, records)
             score = float(scores[i]) if i < len(scores) else 0.0
             checked.append(checked_move(state, move, allowed=not reason, reason=reason or "allowed", score=score))
             if not reason:
@@ -130,7 +140,10 @@ class Decider:
         return self.journal.moves_since(self._clock() - memory_s(self.settings.brakes))
 
     def _why_not(self, state: ClusterState, move: Move, records: Sequence[MoveRecord]) -> str:
-        """Why a move is refused on this state, by the safety filter or by a brake; empty if it is allowed."""
+        """Why a move is refused on this state, by its prices, the safety filter or a brake; empty = allowed."""
+        unbelievable = implausible_prices(state)
+        if unbelievable:
+            return unbelievable
         verdict = check_move(state, move, self.settings.limits)
         if not verdict.allowed:
             return verdict.reason.name.lower()
@@ -293,7 +306,7 @@ class Decider:
             mode=mode,
             policy=name,
             reason=plan.reason,
-            moves=tuple(self.check(state, plan.moves, plan.scores)),
+            moves=tuple(self.check(state, plan.moves, plan.scores, implausible_plan(plan))),
             candidates=tuple(
                 ConsideredPlan(candidate=c, moves=tuple(self.check(state, c.moves)))
                 for c in plan.candidates[:_MAX_CANDIDATES]

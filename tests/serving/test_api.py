@@ -53,7 +53,7 @@ class Served(NamedTuple):
 
 def _serve(forbidden: str = "", mode: Mode = Mode.ACT) -> Served:
     candidate = Candidate(moves=(Move(0, 1),), score=float("inf"))
-    plan = Plan(moves=(Move(0, 1),), scores=(float("nan"),), reason="because", candidates=(candidate,))
+    plan = Plan(moves=(Move(0, 1),), scores=(0.5,), reason="because", candidates=(candidate,))
     executor = FakeCluster(forbidden=forbidden)
     decider = make_decider(lambda: plan, executor, mode=mode)
     return Served(AsgiClient(make_api(FakeControls(decider), TOKEN)), decider, executor)
@@ -97,7 +97,7 @@ def test_reading(served: Served) -> None:
     state = client.get("/state").json()
     assert (len(state["nodes"]), state["mode"], state["paused"], state["lease_held"]) == (2, "act", "", True)
     plan = client.get("/plan").json()
-    assert (plan["moves"][0]["move_id"], plan["moves"][0]["score"]) == (move_id, None)
+    assert (plan["moves"][0]["move_id"], plan["candidates"][0]["score"]) == (move_id, None)
     (decision,) = client.get("/decisions", params={"limit": 5}).json()
     told = client.get(f"/decisions/{decision['id']}").json()
     assert told["carried_out"][0]["move_id"] == move_id
