@@ -154,7 +154,8 @@ def scheduler_class(controller: Any) -> tuple[str, str, bool]:
 
 def fences_of(controller: Any) -> dict[str, float]:
     """Runs in the controller."""
-    return dict(controller.deployment_state_manager._deployment_scheduler._rayfold_desk.fences)
+    desk = getattr(controller.deployment_state_manager._deployment_scheduler, "_rayfold_desk", None)
+    return dict(desk.fences) if desk else {}
 
 
 def decider_pid(controller: Any) -> int | None:

@@ -206,7 +206,7 @@ def test_has_finds_what_is_missing() -> None:
         assert not _has(_find(path), "_no_such_thing")
 
 
-@pytest.mark.parametrize("name", ["controller_patch.py", "controller_view.py"])
+@pytest.mark.parametrize("name", ["controller_patch.py", "controller_recovery.py", "controller_view.py"])
 def test_code_in_the_controller_uses_nothing_else(name: str) -> None:
     """Each attribute it reads is in this list."""
     tree = ast.parse((SERVING / name).read_text())
