@@ -24,7 +24,7 @@ from rayfold.policies.ray_serve import RayServe
 from rayfold.policies.settings import NoSettings, parse_settings
 from rayfold.policies.switching import PolicySwitching
 
-__all__ = ["HEURISTICS", "LEARNED", "Heuristic", "make_policy", "shipped_bundle"]
+__all__ = ["HEURISTICS", "LEARNED", "Heuristic", "make_policy", "policy_maker", "shipped_bundle"]
 
 
 class Heuristic(NamedTuple):
@@ -57,21 +57,19 @@ def shipped_bundle() -> Path:
     return Path(__file__).parent / "bundles" / "default"
 
 
-def make_policy(
+def policy_maker(
     name: str,
-    limits: Limits,
     *,
     bundle: Path | None = None,
     tuned: Mapping[str, Mapping[str, Any]] | None = None,
     num_candidates: int = 0,
     where: str = "--policy",
-) -> Policy:
-    """Makes one policy.
+) -> Callable[[Limits], Policy]:
+    """What makes one policy from limits, as often as they change; what it reads from files it has read.
 
     Args:
         name: A heuristic, with settings of its own if wanted as ``patient(wait_s=120,spare_gpus=4)``; ``learned``;
             or the directory of a bundle.
-        limits: What the safety filter allows.
         bundle: Directory that ``learned`` stands for; the shipped bundle if None.
         tuned: Settings by name of heuristic, for those that are given without any; else its defaults.
         num_candidates: How many candidates a learned policy lists in its plans; heuristics list all they weigh.
@@ -85,20 +83,37 @@ def make_policy(
     if rule in HEURISTICS:
         make, settings_type = HEURISTICS[rule]
         values = _split(given["settings"], f"{where} {rule}") if given else (tuned or {}).get(rule, {})
-        return make(limits, parse_settings(settings_type, values, f"{where} {rule}"))
+        settings = parse_settings(settings_type, values, f"{where} {rule}")
+        return lambda limits: make(limits, settings)
     if name == LEARNED:
-        return _of_bundle(bundle or shipped_bundle(), limits, num_candidates)
-    if "/" in name or (name and Path(name).is_dir()):  # Path("") is the working directory
-        return _of_bundle(Path(name), limits, num_candidates)
-    known = ", ".join([*HEURISTICS, LEARNED])
-    raise InputError(where, f"one of {known}, or the directory of a policy bundle", name)
+        folder = bundle or shipped_bundle()
+    elif "/" in name or (name and Path(name).is_dir()):  # Path("") is the working directory
+        folder = Path(name)
+    else:
+        known = ", ".join([*HEURISTICS, LEARNED])
+        raise InputError(where, f"one of {known}, or the directory of a policy bundle", name)
+    found = load_bundle(folder)
+    if found.switch is not None:
+        switch = found.switch.net
+        return lambda limits: PolicySwitching(switch, found.net, limits)
+    return lambda limits: LearnedPolicy(found.net, limits, num_candidates=num_candidates)
 
 
-def _of_bundle(path: Path, limits: Limits, num_candidates: int) -> Policy:
-    bundle = load_bundle(path)
-    if bundle.switch is not None:
-        return PolicySwitching(bundle.switch.net, bundle.net, limits)
-    return LearnedPolicy(bundle.net, limits, num_candidates=num_candidates)
+def make_policy(
+    name: str,
+    limits: Limits,
+    *,
+    bundle: Path | None = None,
+    tuned: Mapping[str, Mapping[str, Any]] | None = None,
+    num_candidates: int = 0,
+    where: str = "--policy",
+) -> Policy:
+    """Makes one policy; see ``policy_maker``.
+
+    Raises:
+        InputError: As there.
+    """
+    return policy_maker(name, bundle=bundle, tuned=tuned, num_candidates=num_candidates, where=where)(limits)
 
 
 def _split(text: str, where: str) -> dict[str, str]:

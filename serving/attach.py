@@ -1,9 +1,7 @@
 """Puts the decider into a running Serve cluster and follows what it decides: the ``serve`` verb."""
 
 import logging
-import secrets
 import socket
-import stat
 import threading
 import time
 from collections.abc import Callable
@@ -14,14 +12,16 @@ import httpx
 import ray
 
 import rayfold
+from rayfold.envs.safety import Limits
 from rayfold.errors import ClusterError, InputError
-from rayfold.policies.by_name import make_policy
+from rayfold.policies.by_name import policy_maker
 from rayfold.policies.protocol import Policy
 from rayfold.serving import controller_patch
 from rayfold.serving.decision import Mode
 from rayfold.serving.executor import call_controller, serve_controller
 from rayfold.serving.live_settings import LiveSettings
 from rayfold.serving.snapshot import OWN_APP
+from rayfold.serving.token_file import read_token
 
 __all__ = [
     "NUM_CANDIDATES",
@@ -29,7 +29,6 @@ __all__ = [
     "decision_line",
     "deploy_decider",
     "detach_controller",
-    "read_token",
     "serve_decider",
 ]
 
@@ -38,25 +37,6 @@ log = logging.getLogger(__name__)
 NUM_CANDIDATES = 8  # that a learned policy lists, for the journal
 _CONNECT_TIMEOUT_S = 12.0
 _READY_TIMEOUT_S = 120.0
-
-
-def read_token(path: Path | None) -> str:
-    """Bearer token of the mode switch: from a file that only its owner can read, or a new one.
-
-    Raises:
-        InputError: The file is missing, empty, or readable by others.
-    """
-    if path is None:
-        return secrets.token_urlsafe(32)
-    try:
-        mode, token = path.stat().st_mode, path.read_text().strip()
-    except OSError as err:
-        raise InputError(str(path), "a file with a token", err.strerror or err) from err
-    if stat.S_IMODE(mode) & 0o077:
-        raise InputError(str(path), "file mode 0600", oct(stat.S_IMODE(mode)))
-    if not token:
-        raise InputError(str(path), "a token", "an empty file")
-    return token
 
 
 def connect(address: str) -> None:
@@ -108,7 +88,7 @@ def _runtime_env(address: str) -> dict[str, Any]:
 def deploy_decider(
     *,
     address: str,
-    policy: Policy,
+    make_policy: Callable[[Limits], Policy],
     settings: LiveSettings,
     mode: Mode,
     token: str,
@@ -118,7 +98,7 @@ def deploy_decider(
 
     Args:
         address: Of the cluster; tells whether rayfold must be shipped.
-        policy: Makes the plans.
+        make_policy: From limits the policy that makes the plans.
         settings: What the cluster does not say of itself.
         mode: To begin with.
         token: Bearer of ``POST /mode``.
@@ -136,7 +116,7 @@ def deploy_decider(
 
     controller = serve_controller()
     path = journal_path.absolute() if journal_path else None  # the replica has another working directory
-    config = DeciderConfig(policy=policy, settings=settings, mode=mode, token=token, journal_path=path)
+    config = DeciderConfig(make_policy=make_policy, settings=settings, mode=mode, token=token, journal_path=path)
     application = decider_application(config, _runtime_env(address))
     try:
         serve.run(application, name=OWN_APP, route_prefix=ROUTE, _local_testing_mode=False)
@@ -176,7 +156,7 @@ def serve_decider(
     Args:
         address: ``HOST:PORT`` of the cluster.
         mode: ``off``, ``observe``, ``recommend`` or ``act``.
-        policy: See ``make_policy``.
+        policy: See ``policy_maker``.
         settings: What the cluster does not say of itself.
         token_file: See ``read_token``.
         journal_path: SQLite file on the head node; None = one in Ray's session folder there.
@@ -194,16 +174,21 @@ def serve_decider(
     if mode not in set(Mode):
         raise InputError("--mode", ", ".join(Mode), mode)
     settings = settings or LiveSettings()
-    chosen = make_policy(policy, settings.limits, num_candidates=NUM_CANDIDATES)
+    make = policy_maker(policy, num_candidates=NUM_CANDIDATES)
     token = read_token(token_file)
     stop = stop or threading.Event()
     connected_before = ray.is_initialized()
     connect(address)
     try:
         url = deploy_decider(
-            address=address, policy=chosen, settings=settings, mode=Mode(mode), token=token, journal_path=journal_path
+            address=address,
+            make_policy=make,
+            settings=settings,
+            mode=Mode(mode),
+            token=token,
+            journal_path=journal_path,
         )
-        progress(f"decider at {url}, mode {mode}, policy {chosen.name}")
+        progress(f"decider at {url}, mode {mode}, policy {make(settings.limits).name}")
         return _follow(url, token, settings, progress, stop, max_decisions)
     finally:
         if ray.is_initialized():

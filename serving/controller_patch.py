@@ -15,6 +15,7 @@ from typing import Any
 
 __all__ = [
     "attach",
+    "attach_scheduler",
     "cancel_move",
     "close_moves",
     "detach",
@@ -239,14 +240,18 @@ def attach(controller: Any, tested_ray: tuple[str, ...] = TESTED_RAY) -> str:
     Returns:
         ``attached <token>``, ``already attached <token>``, or ``refused: <why>`` with the controller untouched.
     """
+    return attach_scheduler(_scheduler(controller), tested_ray)
+
+
+def attach_scheduler(scheduler: Any, tested_ray: tuple[str, ...] = TESTED_RAY) -> str:
+    """As ``attach``, for the scheduler of a controller that is being made."""
     import secrets
 
     from ray.serve._private import deployment_state as ds
 
-    reason = untested(controller, tested_ray)
+    reason, present = untested(None, tested_ray), getattr(scheduler, "_rayfold_desk", None)
     if reason:
         return f"refused: {reason}"
-    scheduler, present = _scheduler(controller), _desk(controller)
     if present is not None:
         return f"already attached {present.token}"
     deployment_state: Any = ds.DeploymentState
@@ -415,9 +420,9 @@ def fence(controller: Any, node: str, until_s: float) -> None:
 
 
 def move_status(controller: Any) -> dict[str, dict[str, Any]] | None:
-    """Phase, detail, replacement, old and node by move id; None where the controller is not attached."""
+    """Phase, detail, replacement, old, node and ready_s by move id; None where the controller is not attached."""
     desk = _desk(controller)
     if desk is None:
         return None
-    keys = ("phase", "detail", "replacement", "old", "node")
+    keys = ("phase", "detail", "replacement", "old", "node", "ready_s")
     return {move_id: {key: move[key] for key in keys} for move_id, move in desk.moves.items()}

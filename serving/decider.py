@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from rayfold.envs.bound import bound_usd_per_h
 from rayfold.envs.moves import Move
-from rayfold.envs.safety import check_move
+from rayfold.envs.safety import Limits, check_move
 from rayfold.envs.state import ClusterState
 from rayfold.envs.transition import with_move
 from rayfold.errors import ClusterError, ExecutorError
@@ -36,7 +37,9 @@ from rayfold.serving.journal import Journal
 from rayfold.serving.live_moves import LiveExecutor, MoveRecord, RecordedPhase
 from rayfold.serving.live_settings import LiveSettings
 from rayfold.serving.metrics import Metrics
+from rayfold.serving.moves_under_way import MovesUnderWay
 from rayfold.serving.plan_maker import PlanMaker
+from rayfold.serving.plausible import implausible_plan, implausible_prices
 from rayfold.serving.undone import UndoneMoves
 
 __all__ = ["Decider"]
@@ -54,8 +57,8 @@ class Decider:
     """Decides, checks, records and acts.
 
     Args:
-        policy: Makes the plan.
-        fallback: Makes it where the policy fails or is late.
+        make_policy: From limits the policy that makes the plan.
+        make_fallback: The one that makes it where the policy fails or is late.
         settings: Interval, limits and deadline.
         snapshot: The cluster now.
         history: Memory of the snapshots; told of moves.
@@ -72,8 +75,8 @@ class Decider:
     def __init__(
         self,
         *,
-        policy: Policy,
-        fallback: Policy,
+        make_policy: Callable[[Limits], Policy],
+        make_fallback: Callable[[Limits], Policy],
         settings: LiveSettings,
         snapshot: Callable[[], ClusterState],
         history: History,
@@ -91,11 +94,13 @@ class Decider:
         self.last_decision: Decision | None = None
         self.last_state: ClusterState | None = None
         self.last_error = ""
-        self._plans = PlanMaker(policy, fallback, rng)
+        self._make_policy, self._make_fallback = make_policy, make_fallback
+        self._plans = PlanMaker(make_policy(settings.limits), make_fallback(settings.limits), rng)
         self._snapshot, self._history, self._executor = snapshot, history, executor
         self._clock, self._may_act, self._stand_down = clock, may_act, stand_down
         self._is_recovered = False
         self._undone = UndoneMoves(journal)
+        self._under_way = MovesUnderWay(journal, executor, self.metrics, clock)
         self._stop, self._wake = threading.Event(), threading.Event()
 
     def recover(self) -> None:
@@ -104,20 +109,26 @@ class Decider:
         Raises:
             ClusterError: The cluster does not answer; nothing is decided before it does.
         """
-        begun = self.journal.open_moves()
-        if begun:
-            log.warning("%d moves of an earlier decider are under way", len(begun))
-            self._executor.adopt(begun)
+        self._under_way.adopt()
         for record in self.journal.moves_since(self._clock() - _DAY_S):
             self._history.note_move(record.deployment, record.started_s)
         self._is_recovered = True
 
-    def check(self, state: ClusterState, moves: Sequence[Move], scores: Sequence[float] = ()) -> list[CheckedMove]:
-        """The verdict on each move, each with the allowed ones before it begun."""
+    def check(
+        self, state: ClusterState, moves: Sequence[Move], scores: Sequence[float] = (), unbelievable: str = ""
+    ) -> list[CheckedMove]:
+        """The verdict on each move, each with the allowed ones before it begun.
+
+        Args:
+            state: The moves are rows of it.
+            moves: In order.
+            scores: Of the policy; may be fewer.
+            unbelievable: Why none of them is made, empty = for no such reason.
+        """
         checked: list[CheckedMove] = []
         records = self._records()
         for i, move in enumerate(moves):
-            reason = self._why_not(state, move, records)
+            reason = unbelievable or self._why_not(state, move, records)
             score = float(scores[i]) if i < len(scores) else 0.0
             checked.append(checked_move(state, move, allowed=not reason, reason=reason or "allowed", score=score))
             if not reason:
@@ -129,7 +140,10 @@ class Decider:
         return self.journal.moves_since(self._clock() - memory_s(self.settings.brakes))
 
     def _why_not(self, state: ClusterState, move: Move, records: Sequence[MoveRecord]) -> str:
-        """Why a move is refused on this state, by the safety filter or by a brake; empty if it is allowed."""
+        """Why a move is refused on this state, by its prices, the safety filter or a brake; empty = allowed."""
+        unbelievable = implausible_prices(state)
+        if unbelievable:
+            return unbelievable
         verdict = check_move(state, move, self.settings.limits)
         if not verdict.allowed:
             return verdict.reason.name.lower()
@@ -177,9 +191,9 @@ class Decider:
         try:
             self._executor.start(state, move, record.move_id)
         except ExecutorError as err:
-            self._set_phase(record, RecordedPhase.CANCELLED, str(err))
+            self._under_way.set_phase(record, RecordedPhase.CANCELLED, str(err))
             return refused(item, str(err))
-        self._set_phase(record, RecordedPhase.STARTING)
+        self._under_way.set_phase(record, RecordedPhase.STARTING)
         self._history.note_move(item.deployment, state.now_s)
         return dataclasses.replace(item, move=move, from_node=record.from_node, move_id=record.move_id)
 
@@ -204,9 +218,11 @@ class Decider:
         self.journal.add_event("mode", str(mode), self._clock())
         self._wake.set()
 
-    def reconfigure(self, settings: LiveSettings, fallback: Policy) -> None:
-        """Takes other settings from the next tick on; the policy keeps the limits it was made with."""
-        self.settings, self._plans.fallback = settings, fallback
+    def reconfigure(self, settings: LiveSettings) -> None:
+        """Takes other settings from the next tick on; other limits make the policies anew, without their memory."""
+        if settings.limits != self.settings.limits:
+            self._plans.take(self._make_policy(settings.limits), self._make_fallback(settings.limits))
+        self.settings = settings
         self.journal.add_event("settings", "changed", self._clock())
         self._wake.set()
 
@@ -216,13 +232,9 @@ class Decider:
         Raises:
             ClusterError: The cluster does not answer.
         """
-        record = self.journal.move(move_id)
-        if record is None:
-            return False
-        if not record.is_final:
-            self._executor.cancel(move_id)
-            self._wake.set()
-        return True
+        is_known = self._under_way.cancel(move_id)
+        self._wake.set()
+        return is_known
 
     @property
     def paused(self) -> str:
@@ -249,25 +261,7 @@ class Decider:
 
     def watch(self) -> None:
         """Follows the moves that have not ended."""
-        begun = self.journal.open_moves()
-        if not begun:
-            return
-        statuses = self._executor.statuses()
-        for record in begun:
-            seen = statuses.get(record.move_id)
-            if seen is None:
-                phase, detail, replacement = RecordedPhase.FAILED, "nobody knows of this move", None
-            else:
-                phase, detail, replacement = RecordedPhase(seen.phase.value), seen.detail, seen.replacement_id
-            if (phase, replacement or "") != (record.phase, record.replacement_id):
-                self._set_phase(record, phase, detail, replacement or "")
-
-    def _set_phase(self, record: MoveRecord, phase: RecordedPhase, detail: str = "", replacement_id: str = "") -> None:
-        now_s = self._clock()
-        self.journal.set_phase(record.move_id, phase, now_s, detail=detail, replacement_id=replacement_id)
-        if phase != record.phase:
-            self.metrics.saw_phase(phase, now_s - record.started_s)
-        log.info("move %s of %s: %s %s", record.move_id, record.deployment, phase, detail)
+        self._under_way.watch()
 
     def tick(self) -> Decision | None:
         """One decision; None in mode ``off``.
@@ -312,7 +306,7 @@ class Decider:
             mode=mode,
             policy=name,
             reason=plan.reason,
-            moves=tuple(self.check(state, plan.moves, plan.scores)),
+            moves=tuple(self.check(state, plan.moves, plan.scores, implausible_plan(plan))),
             candidates=tuple(
                 ConsideredPlan(candidate=c, moves=tuple(self.check(state, c.moves)))
                 for c in plan.candidates[:_MAX_CANDIDATES]
@@ -320,6 +314,7 @@ class Decider:
             expected_saving_usd=plan.expected_saving_usd,
             num_nodes=len(present),
             usd_per_h=float(state.spec.arrays.type_price_usd_per_h[present].sum()),
+            bound_usd_per_h=bound_usd_per_h(state.spec.arrays, state.arrays),
             latency_s=latency_s,
             state_digest=state.digest(),
         )

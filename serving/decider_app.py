@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from fastapi import FastAPI
 from ray import serve
 
+from rayfold.envs.safety import Limits
 from rayfold.errors import ClusterError, InputError
 from rayfold.policies.best_fit import BestFit
 from rayfold.policies.protocol import Policy
@@ -31,6 +32,7 @@ from rayfold.serving.journal import Journal
 from rayfold.serving.lease import GcsStore, Lease
 from rayfold.serving.live_settings import LiveSettings, merge_settings, parse_live_settings, settings_as_json
 from rayfold.serving.snapshot import OWN_APP, take_snapshot
+from rayfold.serving.token_file import read_token
 
 __all__ = ["DEPLOYMENT", "JOURNAL_NAME", "ROUTE", "DeciderConfig", "decider_application"]
 
@@ -46,10 +48,10 @@ _STEERED = "steered"  # the journal's note of mode and settings as they were set
 class DeciderConfig:
     """What the application is deployed with."""
 
-    policy: Policy
+    make_policy: Callable[[Limits], Policy]
     settings: LiveSettings
     mode: Mode
-    token: str  # bearer
+    token: str | Path  # bearer, or the file on the head node that holds it
     journal_path: Path | None = None  # on the head node; None = a file in Ray's session folder there
     seed: int = 0
     # A replica that Serve restarts takes up what was set over HTTP; a new deployment begins with its own.
@@ -80,8 +82,8 @@ class LiveControls:
             move_timeout_s=settings.move_timeout_s, fence_s=settings.limits.fence_s, term=lambda: self._lease.term
         )
         self.decider: Decider = Decider(
-            policy=config.policy,
-            fallback=BestFit(settings.limits),
+            make_policy=config.make_policy,
+            make_fallback=BestFit,
             settings=settings,
             snapshot=lambda: take_snapshot(self.decider.settings, history),
             history=history,
@@ -127,9 +129,9 @@ class LiveControls:
     def apply_settings(self, content: Mapping[str, Any]) -> LiveSettings:
         """See ``Controls``."""
         made = merge_settings(self.decider.settings, content, "settings")
+        self.decider.reconfigure(made)  # first: a policy may not take these limits
         self._executor.move_timeout_s, self._executor.fence_s = made.move_timeout_s, made.limits.fence_s
         self._lease.ttl_s = _lease_ttl_s(made)
-        self.decider.reconfigure(made, BestFit(made.limits))
         self._note_steering()
         return made
 
@@ -163,7 +165,8 @@ class DeciderService:
         torch.set_num_threads(1)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         logging.getLogger("rayfold").setLevel(logging.INFO)
-        self._controls, self._token = LiveControls(config), config.token
+        self._token = read_token(config.token) if isinstance(config.token, Path) else config.token
+        self._controls = LiveControls(config)
         self._thread = threading.Thread(target=self._controls.decider.run, name="decider", daemon=True)
         self._thread.start()
 

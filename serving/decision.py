@@ -79,6 +79,7 @@ class Decision:
     expected_saving_usd: float = 0.0  # the policy's own estimate
     num_nodes: int = 0
     usd_per_h: float = 0.0  # what the nodes cost now
+    bound_usd_per_h: float = 0.0  # least price of nodes that could hold the replicas: see ``envs/bound.py``
     latency_s: float = 0.0  # of the plan
     state_digest: str = ""
 

@@ -17,8 +17,9 @@ import ray
 from rayfold.envs.cluster import Interval, NodeType
 from rayfold.envs.safety import Limits
 from rayfold.errors import ClusterError
-from rayfold.policies.by_name import make_policy
-from rayfold.serving.attach import NUM_CANDIDATES, deploy_decider, read_token
+from rayfold.policies.by_name import policy_maker
+from rayfold.policies.protocol import Policy
+from rayfold.serving.attach import NUM_CANDIDATES, deploy_decider
 from rayfold.serving.decision import Mode
 from rayfold.serving.demo_apps import deploy_echo, scale_echo
 from rayfold.serving.history import History
@@ -27,6 +28,7 @@ from rayfold.serving.load import HttpLoad
 from rayfold.serving.local_cluster import LocalCluster, free_port
 from rayfold.serving.snapshot import take_snapshot
 from rayfold.serving.state_view import describe_state
+from rayfold.serving.token_file import read_token
 
 __all__ = ["DemoDeployment", "DemoSpec", "LiveDemoResult", "demo_spec", "run_live_demo"]
 
@@ -174,7 +176,7 @@ def run_live_demo(
     """
     spec = spec or demo_spec()
     name = "best_fit" if bundle is None else str(bundle)
-    policy = make_policy(name, spec.settings.limits, num_candidates=NUM_CANDIDATES)
+    make = policy_maker(name, num_candidates=NUM_CANDIDATES)
     workers = NodeType(
         name=spec.node_type.name,
         resources=spec.node_type.resources,
@@ -187,7 +189,7 @@ def run_live_demo(
         port = _start_serve(cluster.address, spec, progress)
         urls = [f"http://127.0.0.1:{port}/{d.name}" for d in spec.deployments]
         with HttpLoad(urls, num_clients=num_clients) as load:
-            return _scale_down_and_compact(spec, policy, cluster.address, load, progress, release_timeout_s)
+            return _scale_down_and_compact(spec, make, cluster.address, load, progress, release_timeout_s)
 
 
 def _start_serve(address: str, spec: DemoSpec, progress: Callable[[str], None]) -> int:
@@ -222,7 +224,7 @@ def _request_nodes(address: str, spec: DemoSpec, num_nodes: int) -> None:
 
 def _scale_down_and_compact(
     spec: DemoSpec,
-    policy: Any,
+    make_policy: Callable[[Limits], Policy],
     address: str,
     load: HttpLoad,
     progress: Callable[[str], None],
@@ -238,15 +240,18 @@ def _scale_down_and_compact(
     nodes_before, listing_before = _num_workers(), _listing(first)
     progress(f"scaled down: {nodes_before} nodes hold {sum(after.values())} replicas")
     started_s = time.monotonic()
-    url = deploy_decider(address=address, policy=policy, settings=spec.settings, mode=Mode.ACT, token=read_token(None))
+    name = make_policy(spec.settings.limits).name
+    url = deploy_decider(
+        address=address, make_policy=make_policy, settings=spec.settings, mode=Mode.ACT, token=read_token(None)
+    )
     load.begin("during")
-    progress(f"{policy.name} decides, at {url}")
+    progress(f"{name} decides, at {url}")
     _watch(url, nodes_before, progress, started_s + release_timeout_s)
     took_s = time.monotonic() - started_s
     last, moves = take_snapshot(spec.settings, History()), _moves(url)
     before_load, during_load = load.stats("before"), load.stats("during")
     return LiveDemoResult(
-        policy=policy.name,
+        policy=name,
         nodes_before=nodes_before,
         nodes_after=_num_workers(),
         usd_per_h_before=nodes_before * spec.node_type.price_usd_per_h,

@@ -18,7 +18,7 @@ import ray
 from rayfold.envs.moves import Move, MovePhase
 from rayfold.envs.state import ClusterState
 from rayfold.errors import ClusterError, ExecutorError
-from rayfold.serving import controller_patch
+from rayfold.serving import controller_patch, controller_recovery
 from rayfold.serving.live_moves import FINAL, MoveRecord, MoveStatus, RecordedPhase
 
 __all__ = ["MoveStatus", "ServeExecutor", "call_controller", "serve_controller"]
@@ -61,6 +61,15 @@ def call_controller(fn: Callable[..., Any], *args: Any, timeout_s: float = _CALL
         return ray.get(ref, timeout=timeout_s)
     except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError) as err:
         raise ClusterError(f"the Serve controller did not answer {fn.__name__}: {err}") from err
+
+
+def _after_restart(known: MoveStatus) -> MoveStatus:
+    """What becomes of a move that the controller does not know (any more): one that drained is brought to its end."""
+    detail = "the controller restarted or does not know the move"
+    ends_well = known.phase == MovePhase.DRAINING and call_controller(
+        controller_recovery.end_draining, known.replica_id, known.replacement_id
+    )
+    return known._replace(phase=MovePhase.DONE if ends_well else MovePhase.FAILED, detail=detail)
 
 
 class ServeExecutor:
@@ -206,12 +215,14 @@ class ServeExecutor:
         self._doubtful.clear()
         for move_id in waiting:
             known, seen = self._known[move_id], (answer or {}).get(move_id)
-            if seen is None:  # a restarted controller keeps both replicas and stops one by its own rule
-                detail = "the controller restarted or does not know the move"
-                self._known[move_id] = known._replace(phase=MovePhase.FAILED, detail=detail)
+            if seen is None:
+                self._known[move_id] = _after_restart(known)
             else:
                 self._known[move_id] = known._replace(
-                    phase=MovePhase(seen["phase"]), detail=seen["detail"], replacement_id=seen["replacement"]
+                    phase=MovePhase(seen["phase"]),
+                    detail=seen["detail"],
+                    replacement_id=seen["replacement"],
+                    ready_s=seen["ready_s"],
                 )
             self._lift_fence(move_id)
         return dict(self._known)

@@ -32,6 +32,7 @@ class MoveStatus(NamedTuple):
     replica_id: str
     replacement_id: str | None
     node_id: str
+    ready_s: float = 0.0  # the replacement served then (Unix time), 0 = not yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

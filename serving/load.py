@@ -1,13 +1,13 @@
 """Closed-loop HTTP load with keep-alive: many clients, each sending its next request when the last is answered.
 
-A request fails if it is not answered, or not with status 200. Nothing is retried, so that a request lost while a
+A request fails if it is not answered whole, or not with status 200. Nothing is retried, so that a request lost while a
 replica moves is seen.
 """
 
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -44,13 +44,21 @@ class HttpLoad:
         num_clients: How many.
         think_s: Pause of a client between two requests.
         timeout_s: An answer that takes longer is a failure.
+        bodies: By URL the answer that is the right one; one that is not listed may answer anything.
     """
 
     def __init__(
-        self, urls: Sequence[str], *, num_clients: int = 8, think_s: float = 0.02, timeout_s: float = 30.0
+        self,
+        urls: Sequence[str],
+        *,
+        num_clients: int = 8,
+        think_s: float = 0.02,
+        timeout_s: float = 30.0,
+        bodies: Mapping[str, str] | None = None,
     ) -> None:
         self._urls, self._num_clients = tuple(urls), num_clients
         self._think_s, self._timeout_s = think_s, timeout_s
+        self._bodies = dict(bodies or {})
         self._phase = "start"
         self._samples: list[_Sample] = []
         self._stop = threading.Event()
@@ -99,6 +107,8 @@ class HttpLoad:
                 response = await client.get(url)
                 if response.status_code != 200:
                     error = f"{url}: status {response.status_code}"
+                elif response.text != self._bodies.get(url, response.text):
+                    error = f"{url}: another answer, of {len(response.text)} characters"
             except httpx.HTTPError as err:
                 error = f"{url}: {type(err).__name__}: {err}"
             self._samples.append(_Sample(phase, time.perf_counter() - begun, error))

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from rayfold.serving.decision import Decision, Mode
+from rayfold.serving.decision import CheckedMove, Decision, Mode
 from rayfold.serving.live_moves import RecordedPhase
 
 __all__ = ["CONTENT_TYPE", "NAMES", "Gauges", "Metrics"]
@@ -18,7 +18,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # Name without prefix: kind and meaning. The Grafana page of a user is built on these: add, never rename.
 NAMES: Mapping[str, tuple[str, str]] = {
-    "decisions_total": ("counter", "Ticks that came to a decision, by mode."),
+    "decisions_total": ("counter", "Ticks that came to a decision, by mode and by what came of it."),
     "fallback_total": ("counter", "Ticks at which the policy failed or was late."),
     "tick_errors_total": ("counter", "Ticks that failed; the cluster stayed as it was."),
     "verdicts_total": ("counter", "Moves of plans, by verdict."),
@@ -26,9 +26,11 @@ NAMES: Mapping[str, tuple[str, str]] = {
     "moves_undone_total": ("counter", "Moves whose node was released and launched again within 30 minutes."),
     "decision_evaluation_duration_seconds": ("summary", "Time the plan took."),
     "move_duration_seconds": ("summary", "From the intent of a move until its old replica was gone, of those done."),
+    "cold_start_seconds": ("summary", "From the intent of a move until its replacement served."),
     "nodes": ("gauge", "Nodes of the last snapshot."),
     "eligible_nodes": ("gauge", "Nodes that the last decision would move replicas off."),
     "cluster_usd_per_hour": ("gauge", "Price of the nodes of the last snapshot."),
+    "cluster_bound_usd_per_hour": ("gauge", "Least price of nodes that could hold the replicas of the last snapshot."),
     "expected_saving_usd": ("gauge", "What the last plan expects to save, by the policy's own estimate."),
     "moves_open": ("gauge", "Moves under way."),
     "last_decision_timestamp_seconds": ("gauge", "Unix time of the last decision."),
@@ -59,12 +61,10 @@ class Metrics:
     def saw_decision(self, decision: Decision, *, is_fallback: bool) -> None:
         """A tick came to a decision."""
         with self._lock:
-            self._counts["decisions_total", f'{{mode="{decision.mode}"}}'] += 1
+            self._counts["decisions_total", f'{{mode="{decision.mode}",reason="{_outcome(decision)}"}}'] += 1
             self._counts["fallback_total", ""] += is_fallback
             for move in decision.moves:
-                # Text of the executor holds ids: one time series for all of it.
-                verdict = "started" if move.move_id else move.reason if move.reason.isidentifier() else "other"
-                self._counts["verdicts_total", f'{{reason="{verdict}"}}'] += 1
+                self._counts["verdicts_total", f'{{reason="{_verdict(move)}"}}'] += 1
             self._observe("decision_evaluation_duration_seconds", decision.latency_s)
             self._last = decision
 
@@ -79,6 +79,11 @@ class Metrics:
             self._counts["moves_total", f'{{phase="{phase}"}}'] += 1
             if phase == RecordedPhase.DONE:
                 self._observe("move_duration_seconds", took_s)
+
+    def saw_cold_start(self, took_s: float) -> None:
+        """A replacement served, so long after the intent of its move."""
+        with self._lock:
+            self._observe("cold_start_seconds", took_s)
 
     def saw_undone(self, count: int) -> None:
         """So many moves were undone."""
@@ -115,6 +120,19 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
 
+def _verdict(move: CheckedMove) -> str:
+    # Text of the executor holds ids: one time series for all of it.
+    return "started" if move.move_id else move.reason if move.reason.isidentifier() else "other"
+
+
+def _outcome(decision: Decision) -> str:
+    """What came of a decision, in one word: the best verdict on any of its moves, or why there were none."""
+    if not decision.moves:
+        return "no_moves" if decision.policy else "no_policy"
+    verdicts = [_verdict(move) for move in decision.moves]
+    return next((good for good in ("started", "allowed") if good in verdicts), verdicts[0])
+
+
 def _of_decision(last: Decision | None) -> dict[str, float]:
     if last is None:
         return {}
@@ -122,6 +140,7 @@ def _of_decision(last: Decision | None) -> dict[str, float]:
         "nodes": float(last.num_nodes),
         "eligible_nodes": float(len({move.from_node for move in last.moves})),
         "cluster_usd_per_hour": last.usd_per_h,
+        "cluster_bound_usd_per_hour": last.bound_usd_per_h,
         "expected_saving_usd": float(last.expected_saving_usd),
         "last_decision_timestamp_seconds": last.time_s,
     }

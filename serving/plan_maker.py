@@ -32,21 +32,26 @@ class PlanMaker:
 
     def plan(self, state: ClusterState, deadline_s: float) -> tuple[Plan, str]:
         """The plan and the name of the policy that made it, empty where none could."""
+        policy, fallback = self.policy, self.fallback  # another thread may replace them
         try:
             if self._running is not None and not self._running.done():
                 raise TimeoutError("the policy is still busy with an earlier tick")
-            self._running = self._pool.submit(self.policy.plan, state, self._rng)
-            return self._running.result(deadline_s), self.policy.name
+            self._running = self._pool.submit(policy.plan, state, self._rng)
+            return self._running.result(deadline_s), policy.name
         except Exception as err:  # a policy may raise anything; the fallback answers for it
-            log.exception("policy %s failed, falling back to %s", self.policy.name, self.fallback.name)
-            failure = f"{self.policy.name} failed ({type(err).__name__}: {err})"
+            log.exception("policy %s failed, falling back to %s", policy.name, fallback.name)
+            failure = f"{policy.name} failed ({type(err).__name__}: {err})"
         try:
             # The policy's generator may be in use by its own late thread.
-            plan = self.fallback.plan(state, np.random.default_rng(0))
+            plan = fallback.plan(state, np.random.default_rng(0))
         except Exception:  # the last resort is to leave the cluster as it is
-            log.exception("fallback %s failed too: no moves", self.fallback.name)
-            return Plan(reason=f"{failure}, and so did {self.fallback.name}: no moves"), ""
-        return dataclasses.replace(plan, reason=f"{failure}; {plan.reason}"), self.fallback.name
+            log.exception("fallback %s failed too: no moves", fallback.name)
+            return Plan(reason=f"{failure}, and so did {fallback.name}: no moves"), ""
+        return dataclasses.replace(plan, reason=f"{failure}; {plan.reason}"), fallback.name
+
+    def take(self, policy: Policy, fallback: Policy) -> None:
+        """Asks these from now on; one that is busy is still waited for."""
+        self.policy, self.fallback = policy, fallback
 
     def stop(self) -> None:
         """Begins nothing more; a policy that is busy is not waited for."""

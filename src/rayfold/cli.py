@@ -11,7 +11,16 @@ from typing import Annotated
 
 import typer
 
-from rayfold import cli_evaluate, cli_explain, cli_journal, cli_simulate, cli_switch, cli_trace, cli_tune
+from rayfold import (
+    cli_evaluate,
+    cli_explain,
+    cli_journal,
+    cli_operate,
+    cli_simulate,
+    cli_switch,
+    cli_trace,
+    cli_tune,
+)
 from rayfold.cli_options import SyntheticOption, TracesOption, names, traces_dir
 from rayfold.errors import RayfoldError
 from rayfold.process_exit import end_process
@@ -32,6 +41,7 @@ app.add_typer(cli_tune.app)
 app.add_typer(cli_switch.app)
 app.add_typer(cli_explain.app)
 app.add_typer(cli_journal.app, name="journal")
+app.add_typer(cli_operate.app)
 
 _EXIT_INPUT, _EXIT_INTERRUPT = 2, 130
 

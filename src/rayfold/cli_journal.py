@@ -75,10 +75,11 @@ def show_decision(console: "Console", decision: dict[str, Any], limit: int) -> N
     from rich.table import Column, Table
 
     saving = decision["expected_saving_usd"]
+    usd_per_h = _number(decision["usd_per_h"], 2)
     by = f"{decision['policy'] or 'no policy'}, mode {decision['mode']}"
     console.print(
         f"decision {decision['id']} of {by}: {decision['reason'] or 'no reason given'}\n"
-        f"state {decision['state_digest'][:12]}: {decision['num_nodes']} nodes, {decision['usd_per_h']:.2f} USD/h"
+        f"state {decision['state_digest'][:12]}: {decision['num_nodes']} nodes, {usd_per_h} USD/h"
         + (f", expected to save {saving:.2f} USD" if saving else ""),
         highlight=False,
         soft_wrap=True,

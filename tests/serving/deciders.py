@@ -12,6 +12,7 @@ from rayfold.envs.safety import Limits
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
 from rayfold.errors import ClusterError, ExecutorError
 from rayfold.policies.best_fit import BestFit
+from rayfold.policies.protocol import Policy
 from rayfold.serving.decider import Decider
 from rayfold.serving.decision import Mode
 from rayfold.serving.history import History
@@ -150,11 +151,12 @@ def make_decider(
     may_act: Callable[[], str] = lambda: "",
     stand_down: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = lambda: NOW_S,
+    make_policy: Callable[[Limits], Policy] | None = None,
 ) -> Decider:
     """A decider over the hand-built cluster."""
     return Decider(
-        policy=FixedPolicy(answer),
-        fallback=BestFit(settings.limits) if fallback is None else FixedPolicy(fallback),
+        make_policy=make_policy or (lambda limits: FixedPolicy(answer)),
+        make_fallback=BestFit if fallback is None else lambda limits: FixedPolicy(fallback),
         settings=settings,
         snapshot=snapshot,
         history=History(),

@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from rayfold.envs.moves import Candidate, Move, MovePhase, Plan
-from rayfold.policies.best_fit import BestFit
 from rayfold.serving.api import make_api
 from rayfold.serving.decider import Decider
 from rayfold.serving.decision import Mode
 from rayfold.serving.live_settings import LiveSettings, merge_settings, parse_live_settings, settings_as_json
-from rayfold.serving.metrics import NAMES
+from rayfold.serving.metrics import NAMES, Gauges
 from tests.serving.asgi_client import AsgiClient
 from tests.serving.deciders import FakeCluster, make_decider
 
@@ -40,7 +39,7 @@ class FakeControls:
     def apply_settings(self, content: Mapping[str, Any]) -> LiveSettings:
         """As the application does."""
         made = merge_settings(self.decider.settings, content, "settings")
-        self.decider.reconfigure(made, BestFit(made.limits))
+        self.decider.reconfigure(made)
         return made
 
 
@@ -54,7 +53,7 @@ class Served(NamedTuple):
 
 def _serve(forbidden: str = "", mode: Mode = Mode.ACT) -> Served:
     candidate = Candidate(moves=(Move(0, 1),), score=float("inf"))
-    plan = Plan(moves=(Move(0, 1),), scores=(float("nan"),), reason="because", candidates=(candidate,))
+    plan = Plan(moves=(Move(0, 1),), scores=(0.5,), reason="because", candidates=(candidate,))
     executor = FakeCluster(forbidden=forbidden)
     decider = make_decider(lambda: plan, executor, mode=mode)
     return Served(AsgiClient(make_api(FakeControls(decider), TOKEN)), decider, executor)
@@ -98,7 +97,7 @@ def test_reading(served: Served) -> None:
     state = client.get("/state").json()
     assert (len(state["nodes"]), state["mode"], state["paused"], state["lease_held"]) == (2, "act", "", True)
     plan = client.get("/plan").json()
-    assert (plan["moves"][0]["move_id"], plan["moves"][0]["score"]) == (move_id, None)
+    assert (plan["moves"][0]["move_id"], plan["candidates"][0]["score"]) == (move_id, None)
     (decision,) = client.get("/decisions", params={"limit": 5}).json()
     told = client.get(f"/decisions/{decision['id']}").json()
     assert told["carried_out"][0]["move_id"] == move_id
@@ -234,13 +233,35 @@ def test_metrics_are_what_prometheus_reads(served: Served) -> None:
     kinds = {f"rayfold_{name.removesuffix('_total')}": kind for name, (kind, _) in NAMES.items()}
     assert {name: family.type for name, family in families.items()} == kinds
     samples = {(s.name, tuple(s.labels.values())): s.value for f in families.values() for s in f.samples}
-    assert samples["rayfold_decisions_total", ("act",)] == 1.0
+    assert samples["rayfold_decisions_total", ("act", "started")] == 1.0
     assert samples["rayfold_moves_total", ("done",)] == 1.0
     assert samples["rayfold_verdicts_total", ("started",)] == 1.0
     assert samples["rayfold_cluster_usd_per_hour", ()] == 8.0
+    assert samples["rayfold_cluster_bound_usd_per_hour", ()] == 2.0, "two of the eight GPUs, by their price"
+    assert samples["rayfold_cold_start_seconds_count", ()] == 1.0
     assert samples["rayfold_eligible_nodes", ()] == 1.0
     assert (samples["rayfold_mode", ("act",)], samples["rayfold_mode", ("off",)]) == (1.0, 0.0)
     assert samples["rayfold_decision_evaluation_duration_seconds_count", ()] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("mode", "plan", "freeze", "outcome"),
+    [
+        (Mode.ACT, Plan(moves=(Move(0, 1),)), False, "started"),
+        (Mode.RECOMMEND, Plan(moves=(Move(0, 0), Move(0, 1))), False, "allowed"),
+        (Mode.RECOMMEND, Plan(moves=(Move(0, 0),)), False, "same_node"),
+        (Mode.ACT, Plan(moves=(Move(0, 1),)), True, "freeze_window"),
+        (Mode.ACT, Plan(), False, "no_moves"),
+    ],
+)
+def test_decisions_are_counted_by_what_came_of_them(mode: Mode, plan: Plan, freeze: bool, outcome: str) -> None:
+    """The best verdict on its moves, or that there were none."""
+    decider = make_decider(lambda: plan, FakeCluster(), mode=mode)
+    if freeze:
+        decider.reconfigure(merge_settings(decider.settings, {"brakes": {"freeze": ["daily 00:00-24:00"]}}, "test"))
+    decider.tick()
+    page = decider.metrics.text(Gauges(mode, False, True, 0))
+    assert f'rayfold_decisions_total{{mode="{mode}",reason="{outcome}"}} 1.0' in page.splitlines()
 
 
 def test_openapi_has_examples(served: Served) -> None:

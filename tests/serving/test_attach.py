@@ -1,5 +1,6 @@
 """What a user gets wrong is one line; what is right is read as written."""
 
+import os
 import socket
 import time
 from pathlib import Path
@@ -10,9 +11,10 @@ from rayfold.envs.cluster import Interval
 from rayfold.envs.safety import Limits
 from rayfold.errors import InputError
 from rayfold.policies.by_name import make_policy
-from rayfold.serving.attach import detach_controller, read_token, serve_decider
+from rayfold.serving.attach import detach_controller, serve_decider
 from rayfold.serving.live_settings import load_live_settings
 from rayfold.serving.local_cluster import free_port
+from rayfold.serving.token_file import read_token
 
 
 def test_no_cluster_at_the_address_is_told_soon() -> None:
@@ -59,12 +61,28 @@ def test_token_file_must_be_private(tmp_path: Path) -> None:
         read_token(path)
     path.chmod(0o600)
     assert read_token(path) == "secret"
-    path.write_text(" ")
-    with pytest.raises(InputError, match="a token"):
-        read_token(path)
+    for text, told in ((" ", "an empty file"), ("two\nlines", "one line"), ("schlüssel", "ASCII")):
+        path.write_text(text)
+        with pytest.raises(InputError, match=told):
+            read_token(path)
     with pytest.raises(InputError, match="No such file"):
         read_token(tmp_path / "none")
     assert read_token(None) != read_token(None)
+
+
+def test_token_of_another_user_may_be_the_group_s_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Kubernetes mounts a secret; one's own may not, and nobody's may be open to all or written by others."""
+    path = tmp_path / "token"
+    path.write_text("secret")
+    path.chmod(0o440)
+    with pytest.raises(InputError, match="0600"):
+        read_token(path)
+    monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + 1)
+    assert read_token(path) == "secret"
+    for mode in (0o444, 0o460, 0o441):
+        path.chmod(mode)
+        with pytest.raises(InputError, match="0600"):
+            read_token(path)
 
 
 def test_settings_are_read_as_written(tmp_path: Path) -> None:

@@ -1,21 +1,28 @@
 """The loop of the decider, on hand-built states: whatever goes wrong, the cluster stays as it is."""
 
 import dataclasses
+import io
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from rayfold.cli_journal import show_decision
 from rayfold.envs.moves import Candidate, Move, MovePhase, Plan
+from rayfold.envs.safety import Limits
 from rayfold.envs.state import ClusterState
+from rayfold.errors import InputError
+from rayfold.policies.by_name import policy_maker
 from rayfold.serving import decider as decider_module
 from rayfold.serving.decider import Decider
 from rayfold.serving.decision import Decision, Mode
 from rayfold.serving.journal import Journal
 from rayfold.serving.live_moves import RecordedPhase
-from tests.serving.deciders import SETTINGS, FakeCluster, make_decider, plan_of, two_nodes
+from rayfold.serving.live_settings import merge_settings
+from tests.serving.deciders import SETTINGS, FakeCluster, FixedPolicy, make_decider, plan_of, two_nodes
 
 
 def _raise() -> Plan:
@@ -331,4 +338,88 @@ def test_stopped_decider_starts_nothing() -> None:
     deciders.append(make_decider(stopping, executor))
     decision = _tick(deciders[0])
     assert [m.reason for m in decision.moves] == ["the decider is being stopped"]
+    assert executor.started == []
+
+
+class Limited(FixedPolicy):
+    """Remembers the limits it was made with."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(lambda: plan_of(Move(0, 1)))
+        self.limits = limits
+
+
+def test_new_limits_make_the_policies_anew() -> None:
+    """Policy and filter see the same limits from the next tick on; other settings leave the policy its memory."""
+    made: list[Limited] = []
+
+    def make(limits: Limits) -> Limited:
+        made.append(Limited(limits))
+        return made[-1]
+
+    decider = make_decider(plan_of, FakeCluster(), make_policy=make, mode=Mode.RECOMMEND)
+    assert [m.allowed for m in _tick(decider).moves] == [True]
+    decider.reconfigure(merge_settings(decider.settings, {"plan_deadline_s": 4.0}, "test"))
+    assert len(made) == 1
+    decider.reconfigure(merge_settings(decider.settings, {"limits": {"max_concurrent_moves": 0}}, "test"))
+    assert [policy.limits.max_concurrent_moves for policy in made] == [4, 0]
+    assert [m.reason for m in _tick(decider).moves] == ["too_many_moves"]
+
+
+def test_limits_that_a_policy_refuses_change_nothing() -> None:
+    """The error is told and the old settings stay in force."""
+
+    def make(limits: Limits) -> Limited:
+        if limits.max_concurrent_moves == 0:
+            raise InputError("--policy", "some moves", "none")
+        return Limited(limits)
+
+    decider = make_decider(plan_of, FakeCluster(), make_policy=make)
+    before = decider.settings
+    with pytest.raises(InputError):
+        decider.reconfigure(merge_settings(before, {"limits": {"max_concurrent_moves": 0}}, "test"))
+    assert decider.settings is before
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("poisoned", ["score", "saving"])
+def test_numbers_that_are_none_move_nothing(poisoned: str, bad: float) -> None:
+    """One bad score among good ones, or a bad saving: no move of the plan is made, and the verdict says why."""
+    executor = FakeCluster()
+    scores = (0.5, bad) if poisoned == "score" else (0.5, 0.5)
+    saving = bad if poisoned == "saving" else 1.0
+    plan = Plan(moves=(Move(0, 1), Move(1, 0)), scores=scores, expected_saving_usd=saving)
+    decision = _tick(make_decider(lambda: plan, executor))
+    reasons = {"score": "score_is_no_number", "saving": "saving_is_no_number"}
+    assert [(m.allowed, m.reason) for m in decision.moves] == [(False, reasons[poisoned])] * 2
+    assert executor.started == []
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("seen", ["when deciding", "right before the move"])
+def test_poisoned_prices_move_nothing(seen: str, bad: float) -> None:
+    """On the state of the decision and on the fresh one right before the move; the decision can be read and shown."""
+    views = [two_nodes(), two_nodes()]
+    spoilt = views[0 if seen == "when deciding" else 1]
+    spoilt.spec.arrays.type_price_usd_per_h[0] = bad
+    executor, journal = FakeCluster(), Journal()
+    make = make_decider(lambda: plan_of(Move(0, 1)), executor, snapshot=lambda: views.pop(0), journal=journal)
+    (refused,) = _tick(make).moves
+    assert refused.reason.endswith("price_is_no_price")
+    assert (refused.allowed, executor.started) == (False, [])
+    shown = io.StringIO()
+    told = journal.decision(1)
+    assert told is not None
+    show_decision(Console(file=shown), told, 8)
+    assert "price_is_no_price" in shown.getvalue()
+
+
+@pytest.mark.parametrize("policy", ["learned", "best_fit", "patient", "dearest_first", "karpenter"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
+def test_no_policy_moves_on_poisoned_prices(policy: str, bad: float) -> None:
+    """Whatever a real policy makes of them, its error included."""
+    state = two_nodes()
+    state.spec.arrays.type_price_usd_per_h[0] = bad
+    executor = FakeCluster()
+    _tick(make_decider(plan_of, executor, snapshot=lambda: state, make_policy=policy_maker(policy)))
     assert executor.started == []

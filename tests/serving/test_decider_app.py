@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from rayfold.envs.safety import Limits
 from rayfold.errors import InputError
 from rayfold.policies.best_fit import BestFit
 from rayfold.serving.decider_app import DeciderConfig, LiveControls
@@ -17,7 +16,7 @@ from rayfold.serving.live_settings import LiveSettings
 def config(tmp_path: Path) -> DeciderConfig:
     """Begins in mode act."""
     return DeciderConfig(
-        policy=BestFit(Limits()),
+        make_policy=BestFit,
         settings=LiveSettings(decision_interval_s=5.0),
         mode=Mode.ACT,
         token="t",

@@ -1,7 +1,6 @@
 """Against a real Ray 2.60 cluster with Serve and the autoscaler: nothing here is simulated.
 
-One cluster for all tests: three logical 4-GPU nodes, four plain replicas and one PACK group of two bundles. Every test
-leaves these five replicas serving, up to the last one.
+The cluster is that of ``live_cluster``. Every test leaves its five replicas serving, up to the last one.
 """
 
 import dataclasses
@@ -9,21 +8,19 @@ import os
 import signal
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from rayfold.envs.cluster import Interval, NodeType
 from rayfold.envs.encoding import encode_state
 from rayfold.envs.ledger import Entry
 from rayfold.envs.moves import Move, MovePhase
 from rayfold.envs.safety import Limits
-from rayfold.envs.state import ClusterState, ReplicaPhase
+from rayfold.envs.state import ClusterState
 from rayfold.envs.state_check import check_state
 from rayfold.errors import ClusterError, ExecutorError
 from rayfold.policies.best_fit import BestFit
@@ -33,136 +30,30 @@ from rayfold.serving import controller_patch, controller_view
 from rayfold.serving.attach import deploy_decider, detach_controller, serve_decider
 from rayfold.serving.decision import Mode
 from rayfold.serving.executor import ServeExecutor, call_controller, serve_controller
-from rayfold.serving.history import History
 from rayfold.serving.lease import GcsStore, Lease
 from rayfold.serving.live_moves import MoveRecord
-from rayfold.serving.live_settings import Brakes, DeploymentSettings, LiveSettings, NodeTypeSettings
 from rayfold.serving.load import HttpLoad
-from rayfold.serving.snapshot import take_snapshot
 from rayfold.serving.state_file import save_snapshot
 from tests.envs.clusters import constant_traffic
-
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets to the collector
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
-
-NODE_TYPE = NodeType(
-    name="gpu4",
-    resources={"GPU": 4.0, "CPU": 8.0, "memory_gib": 4.0},
-    price_usd_per_h=4.0,
-    min_nodes=0,
-    max_nodes=3,
-)
-_STARTUP = DeploymentSettings(startup_s=Interval(2.0, 5.0), drain_s=Interval(1.0, 2.0))
-SETTINGS = LiveSettings(
-    idle_timeout_s=10.0,
-    decision_interval_s=2.0,
-    move_timeout_s=60.0,
-    node_types={"gpu4": NodeTypeSettings(price_usd_per_h=4.0, max_nodes=3)},
-    deployments={"plain": _STARTUP, "pack": _STARTUP},
-    limits=Limits(max_concurrent_moves=2, deployment_cooldown_s=1.0, fence_s=60.0),
-    brakes=Brakes(moving_frac=1.0, min_run_s=0.0),
-    lease_ttl_s=1.0,
+from tests.serving.live_cluster import (
+    LIVE_MARKS,
+    SETTINGS,
+    Live,
+    ask,
+    decider_pid,
+    fences_of,
+    finish,
+    is_calm,
+    num_nodes,
+    other_node,
+    replicas_of,
+    request_nodes,
+    scheduler_class,
+    snapshot,
+    wait_until,
 )
 
-
-def wait_until(what: str, is_done: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    """Polls a condition; fails the test when it does not come true in time."""
-    deadline_s = time.monotonic() + timeout_s
-    while not is_done():
-        assert time.monotonic() < deadline_s, f"waited {timeout_s:.0f} s in vain: {what}"
-        time.sleep(0.2)
-
-
-def snapshot() -> ClusterState:
-    """The cluster now."""
-    return take_snapshot(SETTINGS, History())
-
-
-def replicas_of(state: ClusterState, key: str) -> list[int]:
-    """Rows of the running replicas of a deployment."""
-    st = state.arrays
-    d = [x.key for x in state.spec.deployments].index(key)
-    running = (st.replica_deployment == d) & (st.replica_phase == ReplicaPhase.RUNNING)
-    return [int(r) for r in running.nonzero()[0]]
-
-
-def is_calm(state: ClusterState, num_replicas: int) -> bool:
-    """Whether exactly so many replicas exist, all of them serving."""
-    phases = state.arrays.replica_phase.tolist()
-    return len(phases) == num_replicas and all(p == ReplicaPhase.RUNNING for p in phases)
-
-
-def other_node(state: ClusterState, r: int, gpus: float) -> int:
-    """The row of the node other than that of replica ``r`` with most free GPUs."""
-    st = state.arrays
-    rows = [n for n in range(len(st.node_type)) if n != st.replica_node[r]]
-    best = max(rows, key=lambda n: st.node_free[n, 0])
-    assert st.node_free[best, 0] >= gpus, "the test needs a node with room"
-    return best
-
-
-def finish(executor: ServeExecutor, move_id: str, timeout_s: float = 60.0) -> MovePhase:
-    """Waits for a move to end."""
-    final = (MovePhase.DONE, MovePhase.FAILED, MovePhase.CANCELLED)
-    wait_until(f"move {move_id} to end", lambda: executor.phase(move_id) in final, timeout_s)
-    return executor.phase(move_id)
-
-
-class Live(NamedTuple):
-    """The running cluster."""
-
-    address: str
-    url: str  # of Serve's HTTP proxy
-
-
-@pytest.fixture(scope="module")
-def live() -> Iterator[Live]:
-    """Starts the cluster and its applications: four plain replicas and one PACK group of two bundles."""
-    with warnings.catch_warnings():
-        # Importing and starting Ray Serve warns of its own deprecations and unclosed sockets.
-        warnings.simplefilter("ignore")
-        yield from _start()
-
-
-def _start() -> Iterator[Live]:
-    from ray import serve
-
-    from rayfold.serving import demo_apps
-    from rayfold.serving.local_cluster import LocalCluster, free_port
-
-    with LocalCluster(node_types=[NODE_TYPE], idle_timeout_s=SETTINGS.idle_timeout_s) as cluster:
-        cluster.connect()
-        request_nodes(3)
-        wait_until("three nodes to join", lambda: num_nodes() == 3, 90.0)
-        port = free_port()
-        # One address for all nodes: see the demo.
-        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-        bundles = [{"GPU": 1.0, "CPU": 1.0}] * 2
-        demo_apps.deploy_echo("pack", 1, bundles)
-        demo_apps.deploy_echo("plain", 4)
-        wait_until("five replicas to serve", lambda: is_calm(snapshot(), 5), 60.0)
-        yield Live(cluster.address, f"http://127.0.0.1:{port}")
-
-
-def num_nodes() -> int:
-    """Alive worker nodes."""
-    import ray
-
-    api: Any = ray
-    return sum(bool(n["Alive"]) and n["Resources"].get("GPU", 0) > 0 for n in api.nodes())
-
-
-def request_nodes(count: int) -> None:
-    """Asks the autoscaler to keep ``count`` nodes; 0 takes the wish back."""
-    from ray.autoscaler.sdk import request_resources
-
-    request_resources(bundles=[{"GPU": 4.0}] * count)
+pytestmark = LIVE_MARKS
 
 
 @pytest.fixture
@@ -172,15 +63,6 @@ def executor(live: Live) -> Iterator[ServeExecutor]:
     made.attach()
     yield made
     made.detach()
-
-
-def _scheduler_class(controller: Any) -> tuple[str, str, bool]:
-    """Runs in the controller: names of the scheduler's class and of the patched method, and whether a desk is there."""
-    from ray.serve._private import deployment_state as ds
-
-    scheduler = controller.deployment_state_manager._deployment_scheduler
-    method = ds.DeploymentState.migrate_replicas_on_draining_nodes
-    return type(scheduler).__qualname__, method.__qualname__, hasattr(scheduler, "_rayfold_desk")
 
 
 def _node_of(state: ClusterState, replica_id: str) -> str:
@@ -290,19 +172,19 @@ def test_other_version_is_refused_and_untouched(live: Live) -> None:
     """On a Ray that was not tested, attaching is refused, the controller stays as it is, and observing works."""
     with pytest.raises(ClusterError, match="not a tested version"):
         ServeExecutor(tested_ray=("2.59.0",)).attach()
-    assert call_controller(_scheduler_class)[2] is False
+    assert call_controller(scheduler_class)[2] is False
     assert len(snapshot().replica_ids) == 5
     assert call_controller(controller_view.own_compaction) == "", "this cluster spreads"
 
 
 def test_detach_leaves_the_controller_as_found(live: Live) -> None:
     """Scheduler class and method are the old ones again after a detach."""
-    before = call_controller(_scheduler_class)
+    before = call_controller(scheduler_class)
     executor = ServeExecutor()
     executor.attach()
-    assert call_controller(_scheduler_class) != before
+    assert call_controller(scheduler_class) != before
     executor.detach()
-    assert call_controller(_scheduler_class) == before
+    assert call_controller(scheduler_class) == before
 
 
 def test_detach_verb_leaves_the_controller_as_found(live: Live) -> None:
@@ -316,7 +198,7 @@ def test_detach_verb_leaves_the_controller_as_found(live: Live) -> None:
     ]
     assert detach_controller(live.address) == found
     assert call_controller(controller_patch.patched) == []
-    assert call_controller(_scheduler_class)[2] is False
+    assert call_controller(scheduler_class)[2] is False
     assert detach_controller(live.address) == []
 
 
@@ -336,10 +218,10 @@ def test_lease_of_the_gcs_has_one_holder(live: Live) -> None:
     with pytest.raises(ExecutorError, match="another decider has taken over"):
         late.start(state, Move(r, other_node(state, r, 1.0)))
     late.detach()
-    assert call_controller(_scheduler_class)[2] is True, "the late one must not detach the holder"
+    assert call_controller(scheduler_class)[2] is True, "the late one must not detach the holder"
     assert finish(holder, move_id) == MovePhase.DONE
     holder.detach()
-    assert call_controller(_scheduler_class)[2] is False
+    assert call_controller(scheduler_class)[2] is False
     second.release()
     assert first.hold() == ""
     first.release()
@@ -386,8 +268,8 @@ def test_restarted_controller_is_attached_again(live: Live) -> None:
     assert executor.keep_attached() is False
     ray.kill(serve_controller(), no_restart=False)
     wait_until("the controller to be back", lambda: _is_back(executor))
-    assert call_controller(_scheduler_class)[2] is True
-    assert call_controller(_fences).keys() == {source}
+    assert call_controller(scheduler_class)[2] is True
+    assert call_controller(fences_of).keys() == {source}
     executor.detach()
     assert call_controller(controller_patch.patched) == []
     wait_until("five replicas", lambda: is_calm(snapshot(), 5))
@@ -399,19 +281,6 @@ def _is_back(executor: ServeExecutor) -> bool:
         return executor.keep_attached()
     except ClusterError:
         return False
-
-
-def _fences(controller: Any) -> dict[str, float]:
-    """Runs in the controller."""
-    return dict(controller.deployment_state_manager._deployment_scheduler._rayfold_desk.fences)
-
-
-def _decider_pid(controller: Any) -> int | None:
-    """Runs in the controller: process id of the running decider."""
-    states = controller.deployment_state_manager._deployment_states
-    replicas = [r for d, s in states.items() if d.app_name == "rayfold" for r in s._replicas.get()]
-    running = [r.actor_details.pid for r in replicas if r.actor_details.state.value == "RUNNING"]
-    return running[0] if running else None
 
 
 def test_fenced_node_takes_no_new_replica(live: Live, executor: ServeExecutor) -> None:
@@ -501,15 +370,6 @@ def test_recommend_shows_a_plan_and_touches_nothing(live: Live, tmp_path: Path) 
     assert httpx.get(f"{live.url}/rayfold/healthz", timeout=10.0, trust_env=False).status_code == 404
 
 
-def _ask(url: str) -> Any:
-    """The answer, None where there is none (yet)."""
-    try:
-        answer = httpx.get(url, timeout=10.0, trust_env=False)
-    except httpx.HTTPError:
-        return None
-    return answer.json() if answer.status_code == 200 else None
-
-
 def test_killed_decider_goes_on_and_a_node_is_released(live: Live) -> None:
     """The last test: after a scale-down the decider moves what is left together, and is killed in its first move.
 
@@ -525,18 +385,16 @@ def test_killed_decider_goes_on_and_a_node_is_released(live: Live) -> None:
     _spread_out()
     assert len({int(n) for n in snapshot().arrays.replica_node}) == 3
     with HttpLoad([f"{live.url}/plain", f"{live.url}/pack"], num_clients=4) as load:
-        url = deploy_decider(
-            address=live.address, policy=BestFit(SETTINGS.limits), settings=SETTINGS, mode=Mode.ACT, token="t"
-        )
-        wait_until("a first move", lambda: bool(_ask(f"{url}/moves")))
-        first = _ask(f"{url}/moves")
-        pid = call_controller(_decider_pid)
+        url = deploy_decider(address=live.address, make_policy=BestFit, settings=SETTINGS, mode=Mode.ACT, token="t")
+        wait_until("a first move", lambda: bool(ask(f"{url}/moves")))
+        first = ask(f"{url}/moves")
+        pid = call_controller(decider_pid)
         os.kill(pid, signal.SIGKILL)
         request_nodes(0)
-        wait_until("another decider", lambda: call_controller(_decider_pid) not in (None, pid), 60.0)
+        wait_until("another decider", lambda: call_controller(decider_pid) not in (None, pid), 60.0)
         wait_until("a node to be released", lambda: num_nodes() < 3, 90.0)
-        wait_until("the moves to end", lambda: _are_final(_ask(f"{url}/moves")))
-        moves = _ask(f"{url}/moves")
+        wait_until("the moves to end", lambda: _are_final(ask(f"{url}/moves")))
+        moves = ask(f"{url}/moves")
         metrics = httpx.get(f"{url}/metrics", timeout=10.0, trust_env=False).text
         serve.delete("rayfold")
     assert {m["move_id"] for m in first} <= {m["move_id"] for m in moves}

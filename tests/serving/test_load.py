@@ -58,6 +58,17 @@ def test_phases_count_what_they_saw(server: http.server.ThreadingHTTPServer) -> 
     assert load.stats("never").requests == 0
 
 
+def test_another_answer_is_a_failure(server: http.server.ThreadingHTTPServer) -> None:
+    """Cut short or exchanged: where the right one is known, only that one counts."""
+    url = f"http://127.0.0.1:{server.server_port}/"
+    for body, fails in (("ok", False), ("okay", True)):
+        with HttpLoad([url], num_clients=1, think_s=0.001, bodies={url: body}) as load:
+            _wait(load, "start", 5)
+        assert (load.stats("start").failed > 0) is fails
+        if fails:
+            assert load.stats("start").errors == (f"{url}: another answer, of 2 characters",)
+
+
 def test_unanswered_requests_fail() -> None:
     """Nobody listens: all fail, with the error's name."""
     with HttpLoad(["http://127.0.0.1:9/"], num_clients=1) as load:

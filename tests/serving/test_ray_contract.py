@@ -104,7 +104,8 @@ NAMES: dict[str, tuple[str, ...]] = {
         "SERVE_NAMESPACE",
     ),
     f"{_SERVE}.common": ("DeploymentID", "ReplicaState"),
-    _SERVE: ("deployment_scheduler", "deployment_state"),
+    _SERVE: ("default_impl", "deployment_scheduler", "deployment_state"),
+    f"{_SERVE}.default_impl": ("create_deployment_scheduler",),
     f"{_SERVE}.replica": ("SERVE_BUILD_ASGI_APP_METHOD",),
     "ray._raylet": ("AuthenticationTokenLoader", "Config", "node_labels_match_selector"),
     "ray._private.worker": ("global_worker",),
@@ -205,7 +206,7 @@ def test_has_finds_what_is_missing() -> None:
         assert not _has(_find(path), "_no_such_thing")
 
 
-@pytest.mark.parametrize("name", ["controller_patch.py", "controller_view.py"])
+@pytest.mark.parametrize("name", ["controller_patch.py", "controller_recovery.py", "controller_view.py"])
 def test_code_in_the_controller_uses_nothing_else(name: str) -> None:
     """Each attribute it reads is in this list."""
     tree = ast.parse((SERVING / name).read_text())

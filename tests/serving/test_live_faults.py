@@ -1,0 +1,356 @@
+"""Kill -9 in the middle of a move, on a real cluster with a real decider, and other people's faults.
+
+Whatever is killed, and in which phase: the deployments come back to their targets, the journal says how the move ended,
+no replica is moved twice, and no node stays fenced for a move that came to nothing.
+"""
+
+import functools
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+
+from rayfold.envs.moves import Move
+from rayfold.envs.safety import Limits
+from rayfold.errors import ClusterError
+from rayfold.serving import controller_patch
+from rayfold.serving.attach import deploy_decider
+from rayfold.serving.decision import Mode
+from rayfold.serving.executor import ServeExecutor, call_controller
+from rayfold.serving.journal import Journal
+from rayfold.serving.live_settings import Brakes, LiveSettings
+from tests.serving.gated import WishPolicy, deploy_gated
+from tests.serving.live_cluster import (
+    LIVE_MARKS,
+    SETTINGS,
+    Live,
+    ask,
+    decider_pid,
+    fences_of,
+    is_calm,
+    num_nodes,
+    replicas_of,
+    request_nodes,
+    snapshot,
+    wait_until,
+)
+
+pytestmark = LIVE_MARKS
+
+FINAL = ("done", "failed", "cancelled")
+NUM_REPLICAS = 6  # four plain, one pack, one gated
+FAULTS = LiveSettings(
+    idle_timeout_s=SETTINGS.idle_timeout_s,
+    decision_interval_s=0.5,
+    move_timeout_s=60.0,
+    node_types=SETTINGS.node_types,
+    limits=Limits(deployment_cooldown_s=0.0, fence_s=600.0),
+    brakes=Brakes(moves_per_h=1000, moves_per_deployment_h=1000, moving_frac=1.0, min_run_s=0.0),
+    lease_ttl_s=1.0,
+)
+
+
+class Bench(NamedTuple):
+    """The cluster with the gated application and a decider that does as it is told."""
+
+    live: Live
+    url: str  # of the decider
+    folder: Path  # of the gates
+    journal: Path
+
+    def gate(self, name: str, *, is_open: bool = True) -> None:
+        """Opens or closes a gate."""
+        (self.folder / name).touch() if is_open else (self.folder / name).unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def bench(live: Live, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """Three nodes, six replicas, one decider; afterwards the controller is as it was found."""
+    from ray import serve
+
+    from rayfold.serving import demo_apps
+
+    folder = tmp_path_factory.mktemp("gates")
+    journal = folder / "journal.sqlite3"
+    request_nodes(3)
+    demo_apps.scale_echo("plain", 4)
+    wait_until("three nodes", lambda: num_nodes() == 3, 90.0)
+    deploy_gated(folder)
+    url = deploy_decider(
+        address=live.address,
+        make_policy=functools.partial(WishPolicy, str(folder)),
+        settings=FAULTS,
+        mode=Mode.ACT,
+        token="t",
+        journal_path=journal,
+    )
+    yield Bench(live, url, folder, journal)
+    serve.delete("rayfold")
+    serve.delete("gated")
+    wait_until("the controller to be as found", lambda: call_controller(controller_patch.patched) == [])
+    demo_apps.scale_echo("plain", 4)
+    wait_until("five replicas", lambda: is_calm(snapshot(), 5))
+
+
+@pytest.fixture
+def calm(bench: Bench) -> Iterator[Bench]:
+    """All serve and nothing moves before; after the test that is so again, whatever it did."""
+    for name in ("broken", "answer", "held", "wish"):
+        bench.gate(name, is_open=False)
+    bench.gate("start")
+    wait_until("six replicas", lambda: is_calm(snapshot(), NUM_REPLICAS), 90.0)
+    for node in call_controller(fences_of):
+        call_controller(controller_patch.fence, node, 0.0)  # of earlier tests
+    yield bench
+    bench.gate("start")
+    bench.gate("answer")
+    check_aftermath(bench)
+
+
+def check_aftermath(bench: Bench) -> None:
+    """Targets, journal, fences."""
+    wait_until("the moves to end", lambda: _all_final(ask(f"{bench.url}/moves")), 90.0)
+    wait_until("six replicas", lambda: is_calm(snapshot(), NUM_REPLICAS), 90.0)
+    journal = Journal(bench.journal, read_only=True)
+    moves = journal.moves(10**6)
+    journal.close()
+    started = [m["replica_id"] for m in moves if m["phase"] == "done"]
+    assert len(set(started)) == len(started), "a replica was moved twice"
+    for move in moves:
+        phases = [p["phase"] for p in move["phases"]]
+        assert phases[0] == "intended"
+        assert phases[-1] == move["phase"]
+        assert [p for p in phases if p in FINAL] == [move["phase"]], "a move ends once"
+    emptied = {m["from_node"] for m in moves if m["phase"] == "done"}
+    wait_until("fences of moves that came to nothing to be lifted", lambda: _fenced() <= emptied)
+
+
+def _fenced() -> set[str]:
+    return {node for node, until_s in call_controller(fences_of).items() if until_s > 0.0}
+
+
+def _all_final(moves: Any) -> bool:
+    return isinstance(moves, list) and all(m["phase"] in FINAL for m in moves)
+
+
+def wish(bench: Bench, key: str = "gated/gated") -> dict[str, Any]:
+    """Has a replica moved to the node with most room that is not its own; the move as soon as it is known."""
+    state = snapshot()
+    st, r = state.arrays, replicas_of(state, key)[0]
+    open_nodes = [n for n in range(len(st.node_type)) if n != st.replica_node[r]]
+    n = max(open_nodes, key=lambda row: st.node_free[row, 0])
+    before = {m["move_id"] for m in ask(f"{bench.url}/moves")}
+    (bench.folder / "wish.part").write_text(f"{state.replica_ids[r]} {state.node_ids[n]}")
+    (bench.folder / "wish.part").rename(bench.folder / "wish")
+    found: list[dict[str, Any]] = []
+
+    def look() -> bool:
+        found[:] = [m for m in ask(f"{bench.url}/moves") or [] if m["move_id"] not in before]
+        return bool(found)
+
+    wait_until("the wished move", look)
+    bench.gate("wish", is_open=False)
+    return found[0]
+
+
+def move_now(bench: Bench, move_id: str) -> dict[str, Any]:
+    """The move as the decider tells it; nothing while it does not answer."""
+    return next((m for m in ask(f"{bench.url}/moves") or [] if m["move_id"] == move_id), {})
+
+
+def pid_of(controller: Any, replica_id: str) -> int | None:
+    """Runs in the controller: process id of a replica, None before it has one."""
+    states = controller.deployment_state_manager._deployment_states
+    found = [r for s in states.values() for r in s._replicas.get() if r.replica_id.unique_id == replica_id]
+    return found[0].actor_details.pid if found else None
+
+
+def ask_text(url: str) -> str:
+    """The answer, empty where there is none."""
+    try:
+        answer = httpx.get(url, timeout=2.0, trust_env=False)
+    except httpx.HTTPError:
+        return ""
+    return answer.text if answer.status_code == 200 else ""
+
+
+def controller_pid(controller: Any) -> int:
+    """Runs in the controller: its own process id."""
+    import os
+
+    return os.getpid()
+
+
+def kill(what: str, move: Mapping[str, Any]) -> None:
+    """Kill -9, and returns when the process is gone and, where it restarts, another is there."""
+    if what == "controller":
+        pid = call_controller(controller_pid)
+        os.kill(pid, signal.SIGKILL)
+        wait_until("another controller", lambda: _ask_controller(controller_pid) not in (None, pid))
+        return
+    if what == "decider":
+        pid = call_controller(decider_pid)
+        os.kill(pid, signal.SIGKILL)
+        wait_until("another decider", lambda: _ask_controller(decider_pid) not in (None, pid), 90.0)
+        return
+    replica = move["replica_id"] if what == "old" else move["replacement_id"]
+    wait_until(f"the process of {replica}", lambda: call_controller(pid_of, replica) is not None)
+    os.kill(call_controller(pid_of, replica), signal.SIGKILL)
+
+
+def _ask_controller(fn: Any) -> Any:
+    try:
+        return call_controller(fn, timeout_s=5.0)
+    except ClusterError:
+        return None
+
+
+def begin(bench: Bench, phase: str) -> tuple[dict[str, Any], "Held | None"]:
+    """A move that is in ``phase`` and stays there until a gate is opened."""
+    held = None
+    if phase == "starting":
+        bench.gate("start", is_open=False)
+    else:
+        held = Held(bench)
+    move_id = wish(bench)["move_id"]
+    wait_until(
+        f"phase {phase}", lambda: (m := move_now(bench, move_id)).get("phase") == phase and bool(m["replacement_id"])
+    )
+    return move_now(bench, move_id), held
+
+
+class Held:
+    """A request that a replica answers only when the gate is opened, so that it drains until then."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._answers: list[httpx.Response] = []
+        self._url = f"{bench.live.url}/gated?hold=1"
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+        wait_until("the request to be held", (bench.folder / "held").exists)
+
+    def _ask(self) -> None:
+        self._answers.append(httpx.get(self._url, timeout=60.0, trust_env=False))
+
+    def status(self) -> int:
+        """Of the answer."""
+        self._thread.join(60.0)
+        return self._answers[0].status_code
+
+
+@pytest.mark.parametrize("phase", ["starting", "draining"])
+@pytest.mark.parametrize("what", ["replacement", "old", "controller", "decider"])
+def test_kill_in_the_middle_of_a_move(calm: Bench, what: str, phase: str) -> None:
+    """The move ends as it must, told once; a request held by a replica that was not killed is answered."""
+    move, held = begin(calm, phase)
+    kill(what, move)
+    calm.gate("start")
+    calm.gate("answer")
+    expected = {
+        ("replacement", "starting"): ("failed", "cancelled"),
+        ("replacement", "draining"): ("done",),
+        ("old", "starting"): ("failed",),
+        ("old", "draining"): ("done",),
+        ("controller", "starting"): ("failed",),
+        ("controller", "draining"): ("done", "failed"),  # Serve may be quicker, and stop the replacement
+        ("decider", "starting"): ("done",),
+        ("decider", "draining"): ("done",),
+    }
+    wait_until("the move to end", lambda: move_now(calm, move["move_id"]).get("phase") in FINAL, 90.0)
+    told = move_now(calm, move["move_id"])
+    assert told["phase"] in expected[what, phase], told
+    if held is not None and what != "old":
+        assert held.status() == 200
+    check_aftermath(calm)
+    wait_until("the application to answer", lambda: ask_text(f"{calm.live.url}/gated") == "gated")
+    if what == "controller":
+        assert "reattached" in [e["kind"] for e in ask(f"{calm.url}/state")["events"]]
+
+
+@pytest.mark.parametrize("how", ["hangs", "fails"])
+def test_replacement_that_never_becomes_healthy(calm: Bench, how: str) -> None:
+    """It hangs until the time-out, or fails to start: the old replica serves on, and is the same one."""
+    old = snapshot().replica_ids
+    calm.gate("start", is_open=False)
+    calm.gate("broken", is_open=how == "fails")
+    if how == "hangs":
+        _set(calm, {"move_timeout_s": 3.0})
+    move_id = wish(calm)["move_id"]
+    wait_until("the move to end", lambda: move_now(calm, move_id).get("phase") in FINAL)
+    told = move_now(calm, move_id)
+    calm.gate("start")
+    calm.gate("broken", is_open=False)
+    _set(calm, {"move_timeout_s": FAULTS.move_timeout_s})
+    assert told["phase"] == ("cancelled" if how == "hangs" else "failed"), told
+    assert told["detail"] == ("time-out" if how == "hangs" else "the replacement ended before it was ready")
+    check_aftermath(calm)
+    assert sorted(snapshot().replica_ids) == sorted(old)
+
+
+def _set(bench: Bench, content: Mapping[str, Any]) -> None:
+    answer = httpx.post(
+        f"{bench.url}/settings", json=content, headers={"Authorization": "Bearer t"}, timeout=10.0, trust_env=False
+    )
+    assert answer.status_code == 200, answer.text
+
+
+def test_destination_filled_by_somebody_else(calm: Bench) -> None:
+    """An actor of somebody else takes the room between plan and start: the move ends, and the old replica serves on."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    state = snapshot()
+    st, r = state.arrays, replicas_of(state, "gated/gated")[0]
+    n = max((n for n in range(len(st.node_type)) if n != st.replica_node[r]), key=lambda row: st.node_free[row, 0])
+    room = float(st.node_free[n, 0])
+
+    class Squatter:
+        def ready(self) -> bool:
+            return True
+
+    affinity = NodeAffinitySchedulingStrategy(state.node_ids[n], soft=False)
+    make: Any = ray.remote(Squatter)
+    squatter = make.options(num_cpus=0, num_gpus=room, scheduling_strategy=affinity).remote()
+    assert ray.get(squatter.ready.remote(), timeout=30.0)
+    hasty = ServeExecutor(move_timeout_s=2.0, fence_s=0.0)
+    move_id = hasty.start(state, Move(r, n))
+    wait_until("the move to end", lambda: hasty.statuses()[move_id].phase.value in FINAL)
+    assert (hasty.phase(move_id).value, hasty.statuses()[move_id].detail) == ("cancelled", "time-out")
+    ray.kill(squatter)
+    assert state.replica_ids[r] in snapshot().replica_ids
+
+
+@pytest.fixture
+def rival(calm: Bench) -> Iterator[str]:
+    """The URL of a second decider, in mode act, that wishes the same."""
+    from ray import serve
+
+    from rayfold.serving.decider_app import DeciderConfig, decider_application
+
+    config = DeciderConfig(
+        make_policy=functools.partial(WishPolicy, str(calm.folder)),
+        settings=FAULTS,
+        mode=Mode.ACT,
+        token="t",
+        journal_path=calm.folder / "rival.sqlite3",
+    )
+    serve.run(decider_application(config), name="rival", route_prefix="/rival")
+    yield f"{calm.live.url}/rival"
+    serve.delete("rival")
+    wait_until("six replicas", lambda: is_calm(snapshot(), NUM_REPLICAS))
+
+
+def test_of_two_deciders_one_acts(calm: Bench, rival: str) -> None:
+    """The second decides the same, is refused with the holder's name, and starts nothing."""
+    move_id = wish(calm)["move_id"]
+    wait_until("the move to end", lambda: move_now(calm, move_id).get("phase") in FINAL)
+    assert move_now(calm, move_id)["phase"] == "done"
+    assert ask(f"{rival}/moves") == []
+    assert ask(f"{rival}/state")["lease_held"] is False
+    told = {move["reason"] for decision in ask(f"{rival}/decisions") for move in decision["moves"]}
+    assert any(reason.endswith("holds the lease") for reason in told), told
