@@ -22,12 +22,12 @@ LEAST_SCALE = 0.05  # of a feature that hardly varied in training: it says littl
 class SwitchConfig:
     """Size of a ``SwitchNet``, and how it is used."""
 
-    dim: int = 48
+    dim: int = 16
     ensemble: int = 8
     dwell_s: float = 1800.0  # a member leads for so long, at least
     horizon_s: float = 10800.0  # whose bill is predicted
     doubt: float = 1.0  # standard deviations of the ensemble that are added to what a member is expected to cost
-    margin_frac: float = 0.002  # of the bill, by which another member must be better to take over
+    margin_frac: float = 0.003  # of the bill, by which another member must be better to take over
     max_outside: int = 3  # features beyond what was seen in training; with more the reference leads
 
 

@@ -19,7 +19,7 @@ from rayfold.training.switch_labels import Labels, some_labels
 __all__ = ["FOLDS", "Fit", "fit_switch", "followed_frac", "relative_bills"]
 
 CLIP = 0.2  # of a member's relative bill: how bad a bad one is does not matter
-FOLDS, BATCH, EPOCHS, LR, WEIGHT_DECAY = 5, 128, 60, 2e-3, 3e-2
+FOLDS, BATCH, EPOCHS, LR, WEIGHT_DECAY = 5, 128, 30, 2e-3, 1e-1
 
 
 class Fit(NamedTuple):
