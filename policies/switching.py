@@ -35,8 +35,8 @@ class PolicySwitching:
     """
 
     def __init__(self, switch: SwitchNet, net: CompactionNet, limits: Limits, *, name: str = "learned") -> None:
-        self.switch, self.name = switch, name
-        self._limits, self._net = limits, net
+        self.switch, self.net, self.name = switch, net, name
+        self._limits = limits
         self._memory = Memory(limits)
         self.reset()
 
@@ -53,7 +53,7 @@ class PolicySwitching:
 
     def _lead(self, row: int) -> None:
         self._row = row
-        self._member: Policy = make_member(row, self._limits, self._net)
+        self._member: Policy = make_member(row, self._limits, self.net)
 
     def plan(self, state: ClusterState, rng: np.random.Generator) -> Plan:
         """The leader's plan; its reason begins with the leader's name."""

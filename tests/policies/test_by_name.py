@@ -23,6 +23,7 @@ from rayfold.policies.none import NoMoves
 from rayfold.policies.patient import Patient
 from rayfold.policies.protocol import Policy
 from rayfold.policies.ray_serve import RayServe
+from rayfold.policies.switching import PolicySwitching
 
 CLASSES = {
     "none": NoMoves,
@@ -52,7 +53,7 @@ def other_bundle(tmp_path: Path) -> Path:
 
 def has_weights_of(policy: Policy, bundle: Path) -> bool:
     """Whether a learned policy decides with the weights of a bundle."""
-    assert isinstance(policy, LearnedPolicy)
+    assert isinstance(policy, LearnedPolicy | PolicySwitching)
     ours, theirs = policy.net.state_dict(), load_bundle(bundle).net.state_dict()
     assert ours.keys() == theirs.keys()
     return all(torch.equal(ours[key], theirs[key]) for key in ours)
