@@ -95,7 +95,7 @@ def policy_maker(
     found = load_bundle(folder)
     if found.switch is not None:
         switch = found.switch.net
-        return lambda limits: PolicySwitching(switch, found.net, limits)
+        return lambda limits: PolicySwitching(switch, found.net, limits, num_candidates=num_candidates)
     return lambda limits: LearnedPolicy(found.net, limits, num_candidates=num_candidates)
 
 

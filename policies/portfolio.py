@@ -1,5 +1,7 @@
 """The portfolio: the policies that take turns under ``PolicySwitching``, the reference first."""
 
+from collections.abc import Callable
+
 from rayfold.envs.safety import Limits
 from rayfold.policies.dearest_first import DearestFirst
 from rayfold.policies.exact import Exact
@@ -16,20 +18,21 @@ REFERENCE = 0  # row of ``exact``: what leads when nothing is known to be better
 MEMBERS = (Exact.name, "network", DearestFirst.name, KarpenterBalanced.name, RayServe.name, Finish.name)
 
 
-def make_member(row: int, limits: Limits, net: CompactionNet) -> Policy:
+def make_member(row: int, limits: Limits, net: CompactionNet, num_candidates: int = 0) -> Policy:
     """A fresh member.
 
     Args:
         row: Of ``MEMBERS``.
         limits: What the safety filter allows.
         net: What ``network`` plays.
+        num_candidates: How many candidates its plans list.
     """
-    made: dict[str, type[Policy]] = {
+    makers: dict[str, Callable[[Limits], Policy]] = {
         Exact.name: Exact,
         DearestFirst.name: DearestFirst,
         KarpenterBalanced.name: KarpenterBalanced,
         RayServe.name: RayServe,
         Finish.name: Finish,
     }
-    name = MEMBERS[row]
-    return made[name](limits) if name in made else LearnedPolicy(net, limits)  # type: ignore[call-arg]  # a protocol
+    make = makers.get(MEMBERS[row])
+    return make(limits) if make else LearnedPolicy(net, limits, num_candidates=num_candidates)

@@ -31,18 +31,28 @@ class PolicySwitching:
         switch: Says what members cost, in eval mode.
         net: The network among them.
         limits: What the safety filter allows.
+        num_candidates: How many candidates the network lists when it leads.
         name: Name in reports.
     """
 
-    def __init__(self, switch: SwitchNet, net: CompactionNet, limits: Limits, *, name: str = "learned") -> None:
+    def __init__(
+        self,
+        switch: SwitchNet,
+        net: CompactionNet,
+        limits: Limits,
+        *,
+        num_candidates: int = 0,
+        name: str = "learned",
+    ) -> None:
         self.switch, self.net, self.name = switch, net, name
-        self._limits = limits
+        self._limits, self._num_candidates = limits, num_candidates
         self._memory = Memory(limits)
         self.reset()
 
     def reset(self) -> None:
         """Nothing has been seen; the reference leads first."""
         self._memory.reset()
+        self._expected = 0.0  # bill of the leader over the reference's, minus 1
         self._lead(REFERENCE)
         self._since_s: float | None = None  # last choice
 
@@ -53,15 +63,18 @@ class PolicySwitching:
 
     def _lead(self, row: int) -> None:
         self._row = row
-        self._member: Policy = make_member(row, self._limits, self.net)
+        self._member: Policy = make_member(row, self._limits, self.net, self._num_candidates)
 
     def plan(self, state: ClusterState, rng: np.random.Generator) -> Plan:
-        """The leader's plan; its reason begins with the leader's name."""
+        """The leader's plan; its reason begins with the leader's name and what it is expected to cost."""
         self._memory.look(state)
         if self._since_s is None or state.now_s - self._since_s >= self.switch.config.dwell_s - 1e-6:
             self._choose(state)
         plan = self._member.plan(state, rng)
-        return replace(plan, reason=f"{MEMBERS[self._row]}: {plan.reason}")
+        leads = MEMBERS[self._row]
+        if self._row != REFERENCE:
+            leads += f" ({self._expected:+.1%} of {MEMBERS[REFERENCE]}'s bill)"
+        return replace(plan, reason=f"{leads}: {plan.reason}")
 
     def _choose(self, state: ClusterState) -> None:
         self._since_s = state.now_s
@@ -71,3 +84,4 @@ class PolicySwitching:
         best = int(expected.argmin())
         if expected[best] < expected[self._row] - self.switch.config.margin_frac:
             self._lead(best)
+        self._expected = float(expected[self._row])

@@ -7,6 +7,7 @@ import pytest
 
 from rayfold.envs.state import ClusterState
 from rayfold.policies.by_name import HEURISTICS
+from rayfold.policies.portfolio import MEMBERS
 from tests.test_cli import check_refused
 from tests.test_cli_simulate import Run, run, smoke_state  # noqa: F401  # a fixture
 
@@ -30,7 +31,7 @@ def test_every_policy_is_asked_the_same_state(run: Run, state: ClusterState, tmp
     for name, answer in content["policies"].items():
         assert f"{name}: {answer['reason']}" in done.stdout
         assert all(move["verdict"] == "ALLOWED" for move in answer["moves"])
-    assert content["policies"]["learned"]["candidates"]
+    assert content["policies"]["learned"]["reason"].startswith(MEMBERS)  # who leads
 
 
 def test_what_is_given_wrong(run: Run, state: ClusterState) -> None:  # noqa: F811

@@ -1,11 +1,14 @@
 """An explanation names what a plan moves and says of every move what the filter says when it is its turn."""
 
+from pathlib import Path
+
 import numpy as np
 
 from rayfold.envs.moves import Candidate, Move, Plan
 from rayfold.envs.safety import Limits, Reason
 from rayfold.envs.state import ClusterState
-from rayfold.policies.by_name import LEARNED, make_policy
+from rayfold.policies.bundle import load_bundle, save_bundle
+from rayfold.policies.by_name import LEARNED, make_policy, shipped_bundle
 from rayfold.policies.explain import explain, node_name, verdicts
 from tests.envs.clusters import add_node, add_replica, empty_state, random_state, small_spec
 
@@ -76,16 +79,18 @@ def test_names_instead_of_rows() -> None:
     assert node_name(live, 1) == "b"
 
 
-def test_candidates_of_a_learned_policy() -> None:
+def test_candidates_of_a_learned_policy(tmp_path: Path) -> None:
     """Likeliest first, one of them to wait, all that move allowed; none are listed unless they are asked for."""
-    rng = np.random.default_rng(0)
+    rng, bundle = np.random.default_rng(0), tmp_path / "network"
+    shipped = load_bundle(shipped_bundle())
+    save_bundle(bundle, shipped.net, shipped.card)  # without its switch
     waits = 0
     for seed in range(5):
         state = random_state(np.random.default_rng(seed))
-        answer = explain(make_policy(LEARNED, LIMITS, num_candidates=6), state, LIMITS, rng)
+        answer = explain(make_policy(LEARNED, LIMITS, bundle=bundle, num_candidates=6), state, LIMITS, rng)
         scores = [candidate.score for candidate in answer.plan.candidates]
         assert scores == sorted(scores, reverse=True)
         assert all(reason is Reason.ALLOWED for reasons in answer.candidate_verdicts for reason in reasons)
         waits += sum(not candidate.moves for candidate in answer.plan.candidates)
-        assert not explain(make_policy(LEARNED, LIMITS), state, LIMITS, rng).plan.candidates
+        assert not explain(make_policy(LEARNED, LIMITS, bundle=bundle), state, LIMITS, rng).plan.candidates
     assert waits > 0

@@ -137,7 +137,7 @@ def test_who_is_better_by_a_margin_leads(gain: float, leads: str) -> None:
     policy = PolicySwitching(switch_that_says(others(dearest_first=-gain), margin_frac=0.002), NET, sim.limits)
     plan = policy.plan(sim.state(), np.random.default_rng(0))
     assert MEMBERS[policy.leader] == leads
-    assert plan.reason.startswith(f"{leads}: ")
+    assert plan.reason.startswith("dearest_first (-5.0% of exact's bill): " if leads != "exact" else "exact: ")
 
 
 def test_without_anything_better_it_is_the_reference_move_by_move() -> None:

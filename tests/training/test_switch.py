@@ -84,7 +84,7 @@ def test_a_planted_rule_is_learned_and_measured_on_other_episodes() -> None:
     assert told == list(range(FOLDS + 1))
     assert abs(fit.metrics["best_member"]) < 0.02
     assert fit.metrics["oracle"] < -0.045
-    assert fit.metrics["switched"] < 0.7 * fit.metrics["oracle"]
+    assert fit.metrics["switched"] < 0.5 * fit.metrics["oracle"]
     fresh = planted(10, np.random.default_rng(1))
     with torch.inference_mode():
         expected = fit.net.pessimistic(torch.from_numpy(fresh.features)).numpy()
