@@ -141,7 +141,7 @@ def _read(path: Path) -> bytes:
 def _read_header(path: Path) -> dict[str, Any]:
     try:
         header = json.loads(_read(path))
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise InputError(str(path), "JSON", _one_line(err)) from err
     if not isinstance(header, dict):
         raise InputError(str(path), "a JSON object", type(header).__name__)
