@@ -7,6 +7,7 @@ the first poll. Dims: D deployments.
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(f, 1):
             try:
                 yield number, json.loads(line)
-            except ValueError as err:
+            except (ValueError, RecursionError) as err:
                 raise InputError(f"{path}:{number}", "one JSON object", repr(line[:60])) from err
 
 
@@ -132,7 +133,7 @@ def read_log(path: Path) -> EventLog:
     """
     try:
         records = list(_lines(path))
-    except (OSError, EOFError, UnicodeDecodeError) as err:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as err:
         raise InputError(str(path), "an event log", getattr(err, "strerror", None) or err) from err
     header = _header(path, records)
     polls: list[Poll] = []

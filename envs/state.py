@@ -9,7 +9,10 @@ import enum
 import hashlib
 import io
 import json
+import struct
+import tokenize
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +28,11 @@ from rayfold.errors import InputError
 __all__ = ["ClusterState", "NodePhase", "ReplicaPhase", "StateArrays"]
 
 FORMAT_VERSION = 2
+# What numpy, zipfile, json and pydantic raise for files that are no state, beside OSError and ValueError.
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, IndexError, ArithmeticError, EOFError, MemoryError, SyntaxError),
+    *(RuntimeError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error, ValidationError),
+)
 
 
 class NodePhase(enum.IntEnum):
@@ -166,29 +174,14 @@ class ClusterState:
             InputError: The file is missing, truncated, of another format or inconsistent.
         """
         try:
-            # From memory: numpy leaves the file of a truncated archive open.
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
-                header = json.loads(str(data["header"]))
-                arrays = StateArrays(**{name: data[name] for name in StateArrays._fields})
-            if header["format"] != FORMAT_VERSION:
-                raise InputError(str(path), f"state format {FORMAT_VERSION}", header["format"])
-            spec = TypeAdapter(ClusterSpec).validate_python(header["spec"])
+            return _from_bytes(path.read_bytes(), str(path))
+        except InputError:
+            raise
         except FileNotFoundError:
             raise InputError(str(path), "a saved ClusterState", "no such file") from None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, ValidationError) as err:
-            raise InputError(str(path), "a saved ClusterState", f"{type(err).__name__}: {err}") from err
-        like = StateArrays.empty(spec, len(arrays.node_type), len(arrays.replica_deployment))
-        for name, want, got in zip(StateArrays._fields, like, arrays, strict=True):
-            if want.shape != got.shape or want.dtype != got.dtype:
-                where = f"{path}: {name}"
-                raise InputError(where, f"{want.shape} {want.dtype}", f"{got.shape} {got.dtype}")
-        return ClusterState(
-            spec=spec,
-            now_s=float(header["now_s"]),
-            arrays=arrays,
-            node_ids=tuple(header["node_ids"]),
-            replica_ids=tuple(header["replica_ids"]),
-        )
+        except _UNREADABLE as err:
+            got = " ".join(f"{type(err).__name__}: {err}".split())
+            raise InputError(str(path), "a saved ClusterState", got[:200]) from err
 
     def digest(self) -> str:
         """Hex SHA-256 of clock and arrays: equal states, equal digests."""
@@ -196,3 +189,24 @@ class ClusterState:
         for array in self.arrays:
             h.update(np.ascontiguousarray(array).tobytes())
         return h.hexdigest()
+
+
+def _from_bytes(content: bytes, where: str) -> ClusterState:
+    """Parses a file of ``ClusterState.save``; raises ``_UNREADABLE`` or ``InputError``."""
+    # From memory: numpy leaves the file of a truncated archive open.
+    with np.load(io.BytesIO(content), allow_pickle=False) as data:
+        header = json.loads(str(data["header"]))
+        arrays = StateArrays(**{name: data[name] for name in StateArrays._fields})
+    if header["format"] != FORMAT_VERSION:
+        raise InputError(where, f"state format {FORMAT_VERSION}", header["format"])
+    spec = TypeAdapter(ClusterSpec).validate_python(header["spec"])
+    num_nodes, num_replicas = len(arrays.node_type), len(arrays.replica_deployment)
+    like = StateArrays.empty(spec, num_nodes, num_replicas)
+    for name, want, got in zip(StateArrays._fields, like, arrays, strict=True):
+        if want.shape != got.shape or want.dtype != got.dtype:
+            raise InputError(f"{where}: {name}", f"{want.shape} {want.dtype}", f"{got.shape} {got.dtype}")
+    ids = TypeAdapter(tuple[str, ...])
+    node_ids, replica_ids = (ids.validate_python(header[name]) for name in ("node_ids", "replica_ids"))
+    return ClusterState(
+        spec=spec, now_s=float(header["now_s"]), arrays=arrays, node_ids=node_ids, replica_ids=replica_ids
+    )

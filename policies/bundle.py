@@ -129,7 +129,7 @@ def load_bundle(path: Path) -> PolicyBundle:
 def _read_header(path: Path) -> dict[str, Any]:
     try:
         header = json.loads(read_bytes(path))
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise InputError(str(path), "JSON", one_line(err)) from err
     if not isinstance(header, dict):
         raise InputError(str(path), "a JSON object", type(header).__name__)

@@ -74,7 +74,7 @@ def read_switch(folder: Path) -> Switch | None:
         return None
     try:
         header: Any = json.loads(read_bytes(path))
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise InputError(str(path), "JSON", one_line(err)) from err
     if not isinstance(header, dict) or header.get("format") != FORMAT_VERSION:
         got = header.get("format") if isinstance(header, dict) else type(header).__name__

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from rayfold.envs.cluster import Interval, Prices
 from rayfold.envs.safety import Limits
+from rayfold.envs.yaml_text import load_yaml
 from rayfold.errors import InputError
 from rayfold.serving.freeze import parse_window, parse_zone
 
@@ -115,12 +115,10 @@ def load_live_settings(path: Path) -> LiveSettings:
         InputError: Missing, not YAML, or with an unknown or wrong field, which is named.
     """
     try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as err:
-        raise InputError(str(path), "a settings file", err.strerror or err) from err
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise InputError(str(path), "YAML", " ".join(str(err).split())) from err
-    return parse_live_settings(content or {}, str(path))
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        raise InputError(str(path), "a settings file", getattr(err, "strerror", None) or "not UTF-8") from err
+    return parse_live_settings(load_yaml(text, str(path)) or {}, str(path))
 
 
 def parse_live_settings(content: Any, where: str) -> LiveSettings:

@@ -8,6 +8,8 @@ RayfoldError
 
 __all__ = ["ClusterError", "ExecutorError", "InputError", "RayfoldError"]
 
+_MAX_QUOTED = 600  # characters
+
 
 class RayfoldError(Exception):
     """Base of every error raised on purpose by rayfold."""
@@ -24,10 +26,17 @@ class InputError(RayfoldError):
 
     def __init__(self, where: str, expected: str, got: object) -> None:
         self.where, self.expected, self.got = where, expected, got
-        super().__init__(f"{where}: expected {expected}, got {got}")
+        super().__init__(f"{where}: expected {_one_line(expected)}, got {_one_line(got)}")
 
     def __reduce__(self) -> tuple[type["InputError"], tuple[str, str, object]]:
         return InputError, (self.where, self.expected, self.got)
+
+
+def _one_line(value: object) -> str:
+    """As text of a file may be quoted: on one line, printable, not too long."""
+    text = " ".join(str(value).split())
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}..."
 
 
 class ClusterError(RayfoldError):
