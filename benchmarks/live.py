@@ -144,6 +144,8 @@ def spread(turn: int) -> list[Ended]:
         moves = [Move(r, n) for r in range(len(st.replica_phase)) for n in range(len(st.node_type))]
         allowed = [m for m in moves if st.replica_deployment[m.replica_idx] == d and check_move(state, m, lax).allowed]
         if not allowed:
+            own = [m for m in moves if st.replica_deployment[m.replica_idx] == d]
+            tell(f"no move of {app}: {Counter(check_move(state, m, lax).reason.name for m in own)}")
             continue
         move_id = executor.start(state, max(allowed, key=lambda m: st.node_free[m.node_idx, 0]))
         wait_until(f"move of {app}", functools.partial(_has_ended, executor, move_id))

@@ -7,6 +7,7 @@ Serve controller.
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -20,6 +21,7 @@ from rayfold.serving.executor import ServeExecutor
 from rayfold.serving.history import History
 from rayfold.serving.live_settings import Brakes, DeploymentSettings, LiveSettings, NodeTypeSettings
 from rayfold.serving.snapshot import take_snapshot
+from tests.serving.permanent_form import WISH, attach_if_wished
 
 LIVE_MARKS = [
     pytest.mark.cluster,
@@ -98,6 +100,7 @@ class Live(NamedTuple):
 
     address: str
     url: str  # of Serve's HTTP proxy
+    wish: Path  # see ``permanent_form``
 
 
 def num_nodes() -> int:
@@ -115,15 +118,19 @@ def request_nodes(count: int) -> None:
     request_resources(bundles=[{"GPU": 4.0}] * count)
 
 
-def start_cluster() -> Iterator[Live]:
-    """Starts the cluster and its applications; the generator's end ends them."""
+def start_cluster(folder: Path) -> Iterator[Live]:
+    """Starts the cluster and its applications; the generator's end ends them.
+
+    Args:
+        folder: For the file that wishes the permanent form.
+    """
     with warnings.catch_warnings():
         # Importing and starting Ray Serve warns of its own deprecations and unclosed sockets.
         warnings.simplefilter("ignore")
-        yield from _start()
+        yield from _start(folder / "wish")
 
 
-def _start() -> Iterator[Live]:
+def _start(wish: Path) -> Iterator[Live]:
     from ray import serve
 
     from rayfold.serving import demo_apps
@@ -135,12 +142,20 @@ def _start() -> Iterator[Live]:
         wait_until("three nodes to join", lambda: num_nodes() == 3, 90.0)
         port = free_port()
         # One address for all nodes: see the demo.
-        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+        environment = {
+            "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": f"{attach_if_wished.__module__}:{attach_if_wished.__name__}",
+            WISH: str(wish),
+        }
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": "127.0.0.1", "port": port},
+            controller_options={"runtime_env": {"env_vars": environment}},
+        )
         bundles = [{"GPU": 1.0, "CPU": 1.0}] * 2
         demo_apps.deploy_echo("pack", 1, bundles)
         demo_apps.deploy_echo("plain", 4)
         wait_until("five replicas to serve", lambda: is_calm(snapshot(), 5), 60.0)
-        yield Live(cluster.address, f"http://127.0.0.1:{port}")
+        yield Live(cluster.address, f"http://127.0.0.1:{port}", wish)
 
 
 def scheduler_class(controller: Any) -> tuple[str, str, bool]:

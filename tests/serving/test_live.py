@@ -283,6 +283,30 @@ def _is_back(executor: ServeExecutor) -> bool:
         return False
 
 
+def test_permanent_form_attaches_a_restarted_controller(live: Live) -> None:
+    """Ray calls the callback when the controller starts: it is attached though nobody attached it, and moves."""
+    import ray
+
+    assert call_controller(controller_patch.patched) == []
+    live.wish.touch()
+    ray.kill(serve_controller(), no_restart=False)
+    wait_until("an attached controller", lambda: len(_patched()) == 3)
+    live.wish.unlink()
+    wait_until("five replicas", lambda: is_calm(snapshot(), 5))
+    executor, state = ServeExecutor(fence_s=0.0), snapshot()
+    r = replicas_of(state, "plain/plain")[0]
+    assert finish(executor, executor.start(state, Move(r, other_node(state, r, 1.0)))) == MovePhase.DONE
+    assert len(detach_controller(live.address)) == 3
+    assert call_controller(controller_patch.patched) == []
+
+
+def _patched() -> list[str]:
+    try:
+        return list(call_controller(controller_patch.patched, timeout_s=5.0))
+    except ClusterError:
+        return []
+
+
 def test_fenced_node_takes_no_new_replica(live: Live, executor: ServeExecutor) -> None:
     """Under spread, a fenced node with most room is passed over, by a scale-up of an unpatched application."""
     from ray import serve

@@ -138,15 +138,21 @@ def _all_final(moves: Any) -> bool:
     return isinstance(moves, list) and all(m["phase"] in FINAL for m in moves)
 
 
-def wish(bench: Bench, key: str = "gated/gated") -> dict[str, Any]:
-    """Has a replica moved to the node with most room that is not its own; the move as soon as it is known."""
+def write_wish(bench: Bench, key: str = "gated/gated") -> None:
+    """Wishes a replica moved to the node with most room that is not its own."""
     state = snapshot()
     st, r = state.arrays, replicas_of(state, key)[0]
     open_nodes = [n for n in range(len(st.node_type)) if n != st.replica_node[r]]
     n = max(open_nodes, key=lambda row: st.node_free[row, 0])
-    before = {m["move_id"] for m in ask(f"{bench.url}/moves")}
     (bench.folder / "wish.part").write_text(f"{state.replica_ids[r]} {state.node_ids[n]}")
     (bench.folder / "wish.part").rename(bench.folder / "wish")
+
+
+def wish(bench: Bench) -> dict[str, Any]:
+    """Has the gated replica moved; the move as soon as it is known."""
+    before = {m["move_id"] for m in ask(f"{bench.url}/moves")}
+    if not (bench.folder / "wish").exists():
+        write_wish(bench)
     found: list[dict[str, Any]] = []
 
     def look() -> bool:
@@ -279,22 +285,22 @@ def test_replacement_that_never_becomes_healthy(calm: Bench, how: str) -> None:
     calm.gate("start", is_open=False)
     calm.gate("broken", is_open=how == "fails")
     if how == "hangs":
-        _set(calm, {"move_timeout_s": 3.0})
+        _post(calm, "settings", {"move_timeout_s": 3.0})
     move_id = wish(calm)["move_id"]
     wait_until("the move to end", lambda: move_now(calm, move_id).get("phase") in FINAL)
     told = move_now(calm, move_id)
     calm.gate("start")
     calm.gate("broken", is_open=False)
-    _set(calm, {"move_timeout_s": FAULTS.move_timeout_s})
+    _post(calm, "settings", {"move_timeout_s": FAULTS.move_timeout_s})
     assert told["phase"] == ("cancelled" if how == "hangs" else "failed"), told
     assert told["detail"] == ("time-out" if how == "hangs" else "the replacement ended before it was ready")
     check_aftermath(calm)
     assert sorted(snapshot().replica_ids) == sorted(old)
 
 
-def _set(bench: Bench, content: Mapping[str, Any]) -> None:
+def _post(bench: Bench, path: str, content: Mapping[str, Any]) -> None:
     answer = httpx.post(
-        f"{bench.url}/settings", json=content, headers={"Authorization": "Bearer t"}, timeout=10.0, trust_env=False
+        f"{bench.url}/{path}", json=content, headers={"Authorization": "Bearer t"}, timeout=10.0, trust_env=False
     )
     assert answer.status_code == 200, answer.text
 
@@ -346,11 +352,18 @@ def rival(calm: Bench) -> Iterator[str]:
 
 
 def test_of_two_deciders_one_acts(calm: Bench, rival: str) -> None:
-    """The second decides the same, is refused with the holder's name, and starts nothing."""
+    """The second decides the same, is refused with the holder's name, and starts nothing, even while that pauses."""
+    _post(calm, "pause", {"reason": "planted"})
+    write_wish(calm)
+    for url, why in ((calm.url, "paused: planted"), (rival, "holds the lease")):
+        wait_until(f"a refusal: {why}", functools.partial(_has_refused, url, why))
+    _post(calm, "resume", {})
     move_id = wish(calm)["move_id"]
     wait_until("the move to end", lambda: move_now(calm, move_id).get("phase") in FINAL)
     assert move_now(calm, move_id)["phase"] == "done"
     assert ask(f"{rival}/moves") == []
     assert ask(f"{rival}/state")["lease_held"] is False
-    told = {move["reason"] for decision in ask(f"{rival}/decisions") for move in decision["moves"]}
-    assert any(reason.endswith("holds the lease") for reason in told), told
+
+
+def _has_refused(url: str, why: str) -> bool:
+    return any(move["reason"].endswith(why) for decision in ask(f"{url}/decisions") for move in decision["moves"])
