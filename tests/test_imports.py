@@ -20,7 +20,7 @@ LIBRARIES = {
     "envs": {"gymnasium", "numba", "numpy", "pydantic", "scipy", "yaml"},
     "policies": {"highspy", "numpy", "ortools", "pydantic", "safetensors", "scipy", "torch"},
     "training": {"gymnasium", "matplotlib", "numba", "numpy", "pydantic", "ray", "rich", "torch", "yaml"},
-    "serving": {"fastapi", "httpx", "numpy", "psutil", "pydantic", "ray", "starlette", "torch", "yaml"},
+    "serving": {"fastapi", "httpx", "numpy", "psutil", "pydantic", "ray", "starlette", "torch"},
     "": {"numpy", "rich", "typer"},  # the modules of the package itself
 }
 # Beyond DESIGN §3: pictures are drawn in these files, which must not load the library before they draw.
