@@ -98,10 +98,10 @@ import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
 from rayfold.training import units
 run = units._run
-def interrupted(scenario, split, unit):
+def interrupted(shared, unit):
     if unit.seed == 1:
         os.kill(os.getpid(), signal.SIGINT)
-    return run(scenario, split, unit)
+    return run(shared, unit)
 units._run = interrupted
 from rayfold.cli import main
 sys.argv = ["rayfold", *sys.argv[1:]]

@@ -15,7 +15,7 @@ ROOMS = {
     "serving": {"envs", "policies"},
 }
 # The only modules that may import ``training`` and ``serving``.
-ENTRY_POINTS = {"cli", "cli_evaluate", "cli_explain", "cli_journal", "cli_operate", "cli_simulate", "cli_tune", "demo"}
+ENTRY_POINTS = {"cli", "cli_evaluate", "cli_explain", "cli_journal", "cli_operate", "cli_simulate", "cli_switch", "cli_tune", "demo"}
 LIBRARIES = {
     "envs": {"gymnasium", "numba", "numpy", "pydantic", "scipy", "yaml"},
     "policies": {"highspy", "numpy", "ortools", "pydantic", "safetensors", "scipy", "torch"},
