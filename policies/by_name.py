@@ -23,6 +23,7 @@ from rayfold.policies.protocol import Policy
 from rayfold.policies.ray_serve import RayServe
 from rayfold.policies.settings import NoSettings, parse_settings
 from rayfold.policies.switching import PolicySwitching
+from rayfold.policies.timing import TimedExact
 
 __all__ = ["HEURISTICS", "LEARNED", "Heuristic", "make_policy", "policy_maker", "shipped_bundle"]
 
@@ -93,6 +94,9 @@ def policy_maker(
         known = ", ".join([*HEURISTICS, LEARNED])
         raise InputError(where, f"one of {known}, or the directory of a policy bundle", name)
     found = load_bundle(folder)
+    if found.timing is not None:
+        timing = found.timing.timing
+        return lambda limits: TimedExact(timing, limits)
     if found.switch is not None:
         switch = found.switch.net
         return lambda limits: PolicySwitching(switch, found.net, limits, num_candidates=num_candidates)

@@ -1,9 +1,9 @@
 """``exact``: the best set of evacuations for the present state, solved as a mixed-integer program, tick after tick.
 
 Receding horizon: a plan is made of the state as it is, its first moves are started, what has been begun is finished,
-and the next plan is made of the state that came of it. It knows nothing of traffic to come, but may wait until the cluster
-has been quiet for a while, as Ray's own compaction does (``serve/_private/deployment_scheduler.py``, Ray 2.60): what is
-started while a scale-up is under way is often undone by it.
+and the next plan is made of the state that came of it. It knows nothing of traffic to come, but may wait until the
+cluster has been quiet for a while, as Ray's own compaction does (``serve/_private/deployment_scheduler.py``, Ray 2.60):
+what is started while a scale-up is under way is often undone by it.
 """
 
 from dataclasses import dataclass
