@@ -1,6 +1,7 @@
 """The exact planner as a policy: its plans can be carried out, it finishes what it has begun, and reaches optima."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -148,16 +149,16 @@ def test_waits_for_quiet_before_it_begins() -> None:
 
 def test_a_problem_without_a_way_is_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same state again, the solver is not asked; any change of it, it is."""
-    state, asked = cluster((0, (ONE, ONE)), (0, (ONE, ONE))), []
+    state = cluster((0, (ONE, ONE)), (0, (ONE, ONE)))
     careful = Exact(LIMITS, ExactSettings(min_saving_frac=0.9, look_ahead_s=300.0))
-    solve = exact.solve_problem
-    monkeypatch.setattr(exact, "solve_problem", lambda *args: asked.append(0) or solve(*args))
+    solver = Mock(wraps=exact.solve_problem)
+    monkeypatch.setattr(exact, "solve_problem", solver)
     for _ in range(3):
         assert careful.plan(state, rng()).moves == ()
-    assert len(asked) == 1
+    assert solver.call_count == 1
     state.arrays.node_fenced_until_s[1] = state.now_s + 100.0  # under way: pays
     assert careful.plan(state, rng()).moves
-    assert len(asked) == 2
+    assert solver.call_count == 2
 
 
 def test_a_plan_says_what_it_expects() -> None:
