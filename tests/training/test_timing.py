@@ -32,7 +32,8 @@ def test_finds_a_planted_optimum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> NDArray[np.float64]:
         luck = np.random.default_rng(list(seeds)).normal(100.0, 10.0, (len(scenarios) * len(seeds), 1))
         far = [1.0 if isinstance(r, str) else 0.5 + 0.1 * np.abs(_numbers(r) - PLANTED).sum() for r in rules]
-        return luck * np.array(far)
+        out: NDArray[np.float64] = luck * np.array(far)
+        return out
 
     monkeypatch.setattr(timing_training, "_bills", bills)
     search = Search(generations=80)
