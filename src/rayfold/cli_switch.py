@@ -63,6 +63,6 @@ def train_switch(
             workers=Workers(jobs=jobs),
             on_episode=lambda name, seed: progress.advance(task),
         )
-    save_bundle(out, base.net, base.card, switch)
+    save_bundle(out, base.net, base.card, switch, base.timing)
     told = ", ".join(f"{name} {100 * value:+.2f} %" for name, value in switch.card.metrics.items() if name != "choices")
     console.print(f"bundle: {out}\n{switch.card.choices} choices; bill against exact, on episodes left out: {told}")
