@@ -12,7 +12,7 @@ from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.dynamics import Tally
 from rayfold.envs.encoding import EncoderConstants, Parts, encode
 from rayfold.envs.evacuation import Workspace
-from rayfold.envs.hidden import NUM_ENDED, Constants, Hidden
+from rayfold.envs.hidden import NUM_ENDED, TOP, Constants, Hidden
 from rayfold.envs.jit import threaded
 from rayfold.envs.layout import ObsLayout
 from rayfold.envs.ledger import Entry
@@ -70,7 +70,7 @@ def step_batch(
         prototype: Any of the worlds.
         parts_prototype: Any of the observations.
         worlds: ``(B,)`` addresses of the rows of all worlds.
-        parts: ``(B,)`` addresses of the rows of the observations, which are zero and are written.
+        parts: ``(B,)`` addresses of the rows of the observations, which are written.
         first: First cluster.
         end: After the last one.
         actions: ``(B, 2)``.
@@ -114,7 +114,8 @@ def step_batch(
         if is_encoded:
             dt_intervals = 0.0 if moves > 0 else 1.0
             out: Parts = at(parts_prototype, parts[b])
-            encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, dt_intervals, w.work, out)
+            top = w.hidden.counters[TOP]
+            encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, dt_intervals, top, w.work, out)
 
 
 @threaded
@@ -130,4 +131,5 @@ def encode_batch(
         if not is_skipped[b]:
             w: World = at(prototype, worlds[b])  # type: ignore[call-arg]  # numba gives the first one
             out: Parts = at(parts_prototype, parts[b])
-            encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, 0.0, w.work, out)
+            top = w.hidden.counters[TOP]
+            encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, 0.0, top, w.work, out)

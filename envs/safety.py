@@ -26,10 +26,15 @@ __all__ = [
     "capacity_reason",
     "check_move",
     "count_nodes",
-    "deployments_that_may_move",
+    "cooled_deployments",
     "destination_node_reason",
     "destination_reason",
     "has_capacity",
+    "has_whole_capacity",
+    "is_full",
+    "mark_destinations",
+    "mark_new_nodes",
+    "mark_sources",
     "movable_replica",
     "move_masks",
     "move_reason",
@@ -260,6 +265,25 @@ def has_capacity(
     return bool(can_take_bundles(bundle, num_bundles, gpu_free, d, n))
 
 
+@inner
+def has_whole_capacity(
+    demand: NDArray[np.float64],
+    max_per_node: NDArray[np.int64],
+    node_free: NDArray[np.float64],
+    whole: NDArray[np.int64],
+    held: NDArray[np.int64],
+    d: int,
+    n: int,
+) -> bool:
+    """``has_capacity`` where every demand is whole devices, of which ``whole`` ``(N,)`` are free."""
+    for k in range(demand.shape[1]):
+        if demand[d, k] > node_free[n, k] + EPS:
+            return False
+    if max_per_node[d] > 0 and held[n, d] >= max_per_node[d]:
+        return False
+    return bool(demand[d, 0] <= EPS or whole[n] + EPS >= demand[d, 0])
+
+
 @kernel
 def capacity_reason(spec: SpecArrays, st: StateArrays, d: int, n: int) -> int:
     """Why one more replica of ``d`` does not fit on ``n``: labels, resources, devices, replicas per node."""
@@ -331,27 +355,78 @@ def move_masks(
         new_node: ``(>=T, >=D)``, written: a new node of type t may take a replica of d.
     """
     num_nodes, num_deployments = st.node_type.shape[0], spec.demand.shape[0]
-    num_types = spec.type_capacity.shape[0]
     source[:] = 0.0
     destination[:] = 0.0
     new_node[:] = 0.0
-    counts = count_nodes(st, num_types)
-    takers = np.zeros(num_deployments, np.int64)  # how many could take one
-    _mark_destinations(spec, st, now_s, limits, destination, takers)
-    for t in range(num_types):
-        for d in range(num_deployments):
+    counts = count_nodes(st, spec.type_capacity.shape[0])
+    takers = np.zeros(num_deployments, np.int64)
+    mark_destinations(spec, st, now_s, limits, destination, takers)
+    mark_new_nodes(spec, counts, limits, new_node, takers)
+    if moves_in_flight(st) >= limits.max_concurrent_moves:
+        return
+    can_leave, may_move = np.zeros(num_nodes, np.bool_), np.zeros(num_deployments, np.bool_)
+    for n in range(num_nodes):
+        can_leave[n] = source_node_reason(spec, st, counts, n) == _ALLOWED
+    cooled_deployments(spec, st, now_s, limits, may_move)
+    rows = np.arange(st.replica_phase.shape[0])
+    mark_sources(st, rows, rows.shape[0], can_leave, may_move, destination, takers, source)
+
+
+@inner
+def cooled_deployments(
+    spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, may_move: NDArray[np.bool_]
+) -> None:
+    """Writes ``(D,)``: neither opted out nor in their cooldown; see ``replica_reason``."""
+    is_movable, moved_s, cooldown_s = spec.is_movable, st.deployment_moved_s, limits.deployment_cooldown_s
+    for d in range(is_movable.shape[0]):
+        may_move[d] = is_movable[d] and not _is_cooling(now_s, moved_s[d], cooldown_s)
+
+
+@inner
+def mark_new_nodes(
+    spec: SpecArrays,
+    counts: NDArray[np.int64],
+    limits: Limits,
+    new_node: NDArray[np.float32],
+    takers: NDArray[np.int64],
+) -> None:
+    """Writes 1 into the mask of new nodes where it is due, and counts it as a taker."""
+    if not limits.allow_new_nodes:
+        return
+    for t in range(counts.shape[0]):
+        for d in range(takers.shape[0]):
             if new_node_reason(spec, counts, limits, d, t) == _ALLOWED:
                 new_node[t, d] = 1.0
                 takers[d] += 1
-    in_flight = moves_in_flight(st)
-    if in_flight >= limits.max_concurrent_moves:
-        return
-    can_leave = np.zeros(num_nodes, np.bool_)
-    for n in range(num_nodes):
-        can_leave[n] = source_node_reason(spec, st, counts, n) == _ALLOWED
+
+
+@inner
+def mark_sources(
+    st: StateArrays,
+    rows: NDArray[np.int64],
+    num_rows: int,
+    can_leave: NDArray[np.bool_],
+    may_move: NDArray[np.bool_],
+    destination: NDArray[np.float32],
+    takers: NDArray[np.int64],
+    source: NDArray[np.float32],
+) -> None:
+    """Writes 1 into the mask of sources where it is due.
+
+    Args:
+        st: State, in which no more moves may be in flight than the limit allows.
+        rows: Replica rows; all that are used are among them.
+        num_rows: How many.
+        can_leave: ``(N,)`` ``source_node_reason`` is none.
+        may_move: ``(D,)`` ``cooled_deployments``.
+        destination: Mask of destinations.
+        takers: ``(D,)`` nodes and new nodes that may take a replica.
+        source: Zero, written.
+    """
     phase, node, deployment, peer = st.replica_phase, st.replica_node, st.replica_deployment, st.replica_peer
-    may_move, spans = deployments_that_may_move(spec, st, now_s, limits), st.replica_spans
-    for r in range(phase.shape[0]):
+    spans = st.replica_spans
+    for i in range(num_rows):
+        r = rows[i]
         if phase[r] != _RUNNING or peer[r] >= 0 or spans[r]:
             continue
         n, d = node[r], deployment[r]
@@ -360,17 +435,7 @@ def move_masks(
 
 
 @inner
-def deployments_that_may_move(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits) -> NDArray[np.bool_]:
-    """``(D,)`` neither opted out nor in their cooldown; see ``replica_reason``."""
-    may_move = np.zeros(spec.is_movable.shape[0], np.bool_)
-    for d in range(may_move.shape[0]):
-        is_cooling = _is_cooling(now_s, st.deployment_moved_s[d], limits.deployment_cooldown_s)
-        may_move[d] = spec.is_movable[d] and not is_cooling
-    return may_move
-
-
-@inner
-def _mark_destinations(
+def mark_destinations(
     spec: SpecArrays,
     st: StateArrays,
     now_s: float,
@@ -378,12 +443,15 @@ def _mark_destinations(
     destination: NDArray[np.float32],
     takers: NDArray[np.int64],
 ) -> None:
-    """``destination_reason`` of every cell at once: what a node has is looked up once for all deployments."""
+    """``destination_reason`` of every cell at once: what a node has is looked up once for all deployments.
+
+    Writes 1 into the mask where a node may take a replica, and counts it as a taker.
+    """
     demand, fits_type, sums_gpus, max_per_node = spec.demand, spec.fits_type, spec.sums_gpus, spec.max_per_node
     node_type, node_free, gpu_free, node_held = st.node_type, st.node_free, st.gpu_free, st.node_held
-    num_resources = demand.shape[1]
+    num_resources, least_demand = demand.shape[1], spec.least_demand
     for n in range(node_type.shape[0]):
-        if destination_node_reason(st, now_s, limits, n) != _ALLOWED:
+        if destination_node_reason(st, now_s, limits, n) != _ALLOWED or is_full(least_demand, node_free, n):
             continue
         t, whole, largest = node_type[n], 0, 0.0
         for g in range(gpu_free.shape[1]):
@@ -404,6 +472,15 @@ def _mark_destinations(
                 continue
             destination[n, d] = 1.0
             takers[d] += 1
+
+
+@inner
+def is_full(least_demand: NDArray[np.float64], node_free: NDArray[np.float64], n: int) -> bool:
+    """Whether node ``n`` lacks what every deployment asks for; the arguments are the fields of these names."""
+    for k in range(least_demand.shape[0]):
+        if least_demand[k] > node_free[n, k] + EPS:
+            return True
+    return False
 
 
 def check_move(state: ClusterState, move: Move, limits: Limits) -> Verdict:
