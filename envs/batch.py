@@ -12,8 +12,8 @@ from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.dynamics import Tally
 from rayfold.envs.encoding import EncoderConstants, Parts, encode
 from rayfold.envs.evacuation import Workspace
-from rayfold.envs.hidden import NUM_ENDED, TOP, Constants, Hidden
-from rayfold.envs.jit import threaded
+from rayfold.envs.hidden import CHANGES, NUM_ENDED, TOP, Constants, Hidden
+from rayfold.envs.jit import inner, threaded
 from rayfold.envs.layout import ObsLayout
 from rayfold.envs.ledger import Entry
 from rayfold.envs.process import ROW, act
@@ -39,6 +39,7 @@ class World(NamedTuple):
     const: Constants
     limits: Limits
     encoder: EncoderConstants
+    last: Parts  # the observation written last
     layout: ObsLayout
     steps_per_tick: int
     clock: NDArray[np.float64]  # (2,) see process.act
@@ -46,6 +47,12 @@ class World(NamedTuple):
     window: NDArray[np.int64]  # (D,)
     tokens_per_ongoing_s: NDArray[np.float64]  # (D,)
     ledger: NDArray[np.float64]  # (len(Entry),)
+
+
+@inner
+def _encode(w: World, dt_intervals: float, out: Parts) -> None:
+    top, changes = w.hidden.counters[TOP], w.hidden.counters[CHANGES]
+    encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, dt_intervals, top, changes, w.work, w.last, out)
 
 
 @threaded
@@ -114,8 +121,7 @@ def step_batch(
         if is_encoded:
             dt_intervals = 0.0 if moves > 0 else 1.0
             out: Parts = at(parts_prototype, parts[b])
-            top = w.hidden.counters[TOP]
-            encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, dt_intervals, top, w.work, out)
+            _encode(w, dt_intervals, out)
 
 
 @threaded
@@ -131,5 +137,4 @@ def encode_batch(
         if not is_skipped[b]:
             w: World = at(prototype, worlds[b])  # type: ignore[call-arg]  # numba gives the first one
             out: Parts = at(parts_prototype, parts[b])
-            top = w.hidden.counters[TOP]
-            encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, 0.0, top, w.work, out)
+            _encode(w, 0.0, out)

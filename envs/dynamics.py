@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rayfold.envs.bound import packing_bound_of
 from rayfold.envs.cluster import SpecArrays
-from rayfold.envs.hidden import TOP, Constants, Hidden
+from rayfold.envs.hidden import CHANGES, TOP, Constants, Hidden
 from rayfold.envs.jit import inner, kernel
 from rayfold.envs.ledger import DeploymentEntry, Entry
 from rayfold.envs.node_life import book_launch, finish_nodes, is_out_of_stock, scale_nodes
@@ -35,6 +35,7 @@ _UNSERVED_REQUEST_S = int(Entry.UNSERVED_REQUEST_S)
 _REPLICA_H = int(DeploymentEntry.REPLICA_H)
 _UNSERVED_OF_DEPLOYMENT = int(DeploymentEntry.UNSERVED_REQUEST_S)
 
+_COUNTED = 2  # of Tally.rows
 # Of Tally.sums.
 _USD_PER_H, _GPUS, _NODES, _BOUND, _REPLICA_DUE_S, _NODE_DUE_S, _WISH_DUE_S = range(7)
 
@@ -45,7 +46,7 @@ class Tally(NamedTuple):
 
     running: NDArray[np.int64]  # (D,) running replicas
     live: NDArray[np.int64]  # (D,) replicas counted against the target: a replacement is not
-    rows: NDArray[np.int64]  # (2,) rows in use: the highest + 1, pending replicas
+    rows: NDArray[np.int64]  # (3,) rows in use: the highest + 1, pending replicas; CHANGES when all this was counted
     sums: NDArray[np.float64]  # (7,) USD/h, GPUs and number of nodes paid for, bound in USD/h, next due times
     room: NDArray[np.float64]  # (D,) requests that the running replicas take
     cuts: NDArray[np.float64]  # (D, 4) see wish_cuts, of the sum over the look-back period
@@ -58,7 +59,7 @@ def fresh_tally(num_deployments: int) -> Tally:
     """Nothing counted yet."""
     d = num_deployments
     return Tally(
-        *(np.zeros(d, np.int64), np.zeros(d, np.int64), np.zeros(2, np.int64), np.zeros(7)),
+        *(np.zeros(d, np.int64), np.zeros(d, np.int64), np.full(3, -1), np.zeros(7)),
         *(np.zeros(d), np.zeros((d, 4)), np.zeros(d), np.zeros(d), np.zeros(d)),
     )
 
@@ -297,7 +298,8 @@ def step(
     """
     if num_steps <= 0:
         return now_s
-    is_stale, rows, i, end = True, tally.rows, row, row + num_steps
+    counters, rows, i, end = hidden.counters, tally.rows, row, row + num_steps
+    is_stale = rows[_COUNTED] != counters[CHANGES] or not const.skips_quiet_steps
     # What happened between the calls, a move given up for one, may have made room for a pending replica.
     is_first = True
     while i < end:
@@ -305,7 +307,7 @@ def step(
             _count_replicas(spec, st, hidden, tally)
             _count_nodes(spec, st, hidden, const.idle_timeout_s, tally)
             _note_wishes(spec, st, hidden, tally, window)
-            is_stale = False
+            rows[_COUNTED], is_stale = counters[CHANGES], False
         has_to_place = is_first and rows[1] > 0
         now_s, i, is_changed = _pass_steps(
             spec,
@@ -337,6 +339,7 @@ def step(
         if not (is_stale or is_changed or has_to_place):
             continue
         is_stale = True
+        counters[CHANGES] += 1
         _count_replicas(spec, st, hidden, tally)
         if rows[1] > 0:
             place_pending(spec, st, hidden, const, now_s, ledger)

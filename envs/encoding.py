@@ -22,6 +22,7 @@ from rayfold.envs.safety import (
     mark_destinations,
     mark_new_nodes,
     mark_sources,
+    open_nodes,
     source_node_reason,
 )
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
@@ -184,15 +185,12 @@ def _count_replicas(
 def _encode_nodes(
     spec: SpecArrays,
     st: StateArrays,
-    now_s: float,
-    idle_timeout_s: float,
     mean_price: float,
     by_node: NDArray[np.int64],
     out: NDArray[np.float32],
 ) -> None:
     node_type, phase, free, others = st.node_type, st.node_phase, st.node_free, st.node_others
-    fenced_until_s, releasable, is_head = st.node_fenced_until_s, st.node_releasable, st.node_is_head
-    idle_since_s, capacity, price = st.node_idle_since_s, spec.type_capacity, spec.type_price_usd_per_h
+    releasable, is_head, capacity, price = st.node_releasable, st.node_is_head, spec.type_capacity, spec.type_price_usd_per_h
     is_spot, num_gpus = spec.type_is_spot, spec.type_num_gpus
     for n in range(node_type.shape[0]):
         if phase[n] == _ABSENT:
@@ -200,7 +198,6 @@ def _encode_nodes(
         t = node_type[n]
         out[n, _N_PRESENT] = 1.0
         out[n, _N_ALIVE] = 1.0 if phase[n] == _ALIVE else 0.0
-        out[n, _N_FENCED] = 1.0 if fenced_until_s[n] > now_s else 0.0
         out[n, _N_RELEASABLE] = 1.0 if releasable[n] else 0.0
         out[n, _N_HEAD] = 1.0 if is_head[n] else 0.0
         out[n, _N_DRAINING] = 1.0 if phase[n] == _DRAINING else 0.0
@@ -219,7 +216,19 @@ def _encode_nodes(
             out[n, _N_LOG_NUM_REPLICAS] = _log1p(held)
             out[n, _N_OUTGOING_FRAC] = by_node[n, 1] / held
             out[n, _N_INCOMING_FRAC] = by_node[n, 2] / held
-        elif phase[n] == _ALIVE:
+
+
+@inner
+def _encode_node_times(
+    st: StateArrays, now_s: float, idle_timeout_s: float, by_node: NDArray[np.int64], out: NDArray[np.float32]
+) -> None:
+    """What changes on nodes though nothing happens."""
+    phase, fenced_until_s, idle_since_s = st.node_phase, st.node_fenced_until_s, st.node_idle_since_s
+    for n in range(phase.shape[0]):
+        if phase[n] == _ABSENT:
+            continue
+        out[n, _N_FENCED] = 1.0 if fenced_until_s[n] > now_s else 0.0
+        if by_node[n, 0] == 0 and phase[n] == _ALIVE:
             idle_s = now_s - idle_since_s[n]
             out[n, _N_IDLE_FRAC] = min(1.0, max(0.0, idle_s / max(1.0, idle_timeout_s)))
 
@@ -274,35 +283,68 @@ def _encode_types(
 def _encode_deployments(
     spec: SpecArrays,
     st: StateArrays,
-    now_s: float,
-    limits: Limits,
     const: EncoderConstants,
     counts: NDArray[np.int64],
     out: NDArray[np.float32],
 ) -> None:
     for d in range(spec.demand.shape[0]):
-        f = out[d]
-        f[_D_PRESENT] = 1.0
-        f[_D_MOVABLE] = 1.0 if spec.is_movable[d] else 0.0
+        out[d, _D_PRESENT] = 1.0
+        out[d, _D_MOVABLE] = 1.0 if spec.is_movable[d] else 0.0
         for k in range(3):
-            f[_D_DEMAND_GPU_FRAC + k] = const.demand_frac[d, k]
-        target, running = st.deployment_target[d], counts[d, _RUNNING]
-        starting = counts[d, _STARTING] + counts[d, _PENDING]
-        f[_D_LOG_TARGET] = _log1p(target)
-        f[_D_LOG_RUNNING] = _log1p(running)
-        f[_D_STARTING_FRAC] = min(3.0, starting / max(1, target))
-        capacity = max(1, running) * spec.target_ongoing[d]
-        f[_D_LOAD] = min(3.0, st.deployment_ongoing[d] / capacity)
-        f[_D_LOAD_SLOW] = min(3.0, st.deployment_ongoing_slow[d] / capacity)
-        wanted = math.ceil(st.deployment_ongoing[d] / spec.target_ongoing[d])
-        wanted = min(max(wanted, spec.min_replicas[d]), spec.max_replicas[d])
-        f[_D_WANTED_REL] = min(1.0, max(-1.0, (wanted - target) / max(1, target)))
-        f[_D_LOG_STARTUP] = const.log_startup[d]
-        if limits.deployment_cooldown_s > 0.0:
-            f[_D_COOLDOWN_FRAC] = min(
-                1.0, max(0.0, 1.0 - (now_s - st.deployment_moved_s[d]) / limits.deployment_cooldown_s)
-            )
-        f[_D_CALM] = min(1.0, (now_s - st.deployment_changed_s[d]) / _CALM_SCALE_S)
+            out[d, _D_DEMAND_GPU_FRAC + k] = const.demand_frac[d, k]
+        target, starting = st.deployment_target[d], counts[d, _STARTING] + counts[d, _PENDING]
+        out[d, _D_LOG_TARGET] = _log1p(target)
+        out[d, _D_LOG_RUNNING] = _log1p(counts[d, _RUNNING])
+        out[d, _D_STARTING_FRAC] = min(3.0, starting / max(1, target))
+        out[d, _D_LOG_STARTUP] = const.log_startup[d]
+
+
+@inner
+def _encode_load(
+    spec: SpecArrays,
+    st: StateArrays,
+    now_s: float,
+    cooldown_s: float,
+    counts: NDArray[np.int64],
+    out: NDArray[np.float32],
+) -> None:
+    """What changes on deployments though nothing happens."""
+    targets, ongoing, slow, target_ongoing = (
+        st.deployment_target,
+        st.deployment_ongoing,
+        st.deployment_ongoing_slow,
+        spec.target_ongoing,
+    )
+    min_replicas, max_replicas, moved_s, changed_s = (
+        spec.min_replicas,
+        spec.max_replicas,
+        st.deployment_moved_s,
+        st.deployment_changed_s,
+    )
+    for d in range(targets.shape[0]):
+        target = targets[d]
+        capacity = max(1, counts[d, _RUNNING]) * target_ongoing[d]
+        out[d, _D_LOAD] = min(3.0, ongoing[d] / capacity)
+        out[d, _D_LOAD_SLOW] = min(3.0, slow[d] / capacity)
+        wanted = math.ceil(ongoing[d] / target_ongoing[d])
+        wanted = min(max(wanted, min_replicas[d]), max_replicas[d])
+        out[d, _D_WANTED_REL] = min(1.0, max(-1.0, (wanted - target) / max(1, target)))
+        if cooldown_s > 0.0:
+            out[d, _D_COOLDOWN_FRAC] = min(1.0, max(0.0, 1.0 - (now_s - moved_s[d]) / cooldown_s))
+        out[d, _D_CALM] = min(1.0, (now_s - changed_s[d]) / _CALM_SCALE_S)
+
+
+@inner
+def _copy(source: Parts, target: Parts) -> None:
+    target.globals[:] = source.globals
+    target.nodes[:] = source.nodes
+    target.deployments[:] = source.deployments
+    target.node_types[:] = source.node_types
+    target.occupancy[:] = source.occupancy
+    target.source_mask[:] = source.source_mask
+    target.destination_mask[:] = source.destination_mask
+    target.new_node_mask[:] = source.new_node_mask
+    target.evacuate_mask[:] = source.evacuate_mask
 
 
 @inner
@@ -327,10 +369,15 @@ def encode(
     const: EncoderConstants,
     dt_intervals: float,
     top: int,
+    changes: int,
     work: Workspace,
+    last: Parts,
     parts: Parts,
 ) -> None:
     """Writes one observation into ``parts``; see ``encode_state``.
+
+    Where neither a node nor a replica has changed since the last one, and the filter allows the same, what tells of
+    them is copied.
 
     Args:
         spec: Static description.
@@ -340,47 +387,69 @@ def encode(
         const: Scalars.
         dt_intervals: A feature.
         top: No replica row from here on is in use.
+        changes: Differs where a node or a replica differs; -1 = unknown.
         work: Memory, written.
+        last: The observation written last with this ``work``, written.
         parts: Written.
     """
+    is_same = changes >= 0 and changes == work.seen[0]
+    is_same &= cooled_deployments(spec, st, now_s, limits, work.may_move)
+    is_same &= open_nodes(st, now_s, limits, work.is_open)
+    if not is_same:
+        _encode_all(spec, st, limits, const, top, work, last)
+        work.seen[0] = changes
+    last.globals[_G_DT_INTERVALS] = dt_intervals
+    _encode_node_times(st, now_s, const.idle_timeout_s, work.by_node, last.nodes)
+    _encode_load(spec, st, now_s, limits.deployment_cooldown_s, work.by_deployment, last.deployments)
+    _copy(last, parts)
+
+
+@inner
+def _encode_all(
+    spec: SpecArrays,
+    st: StateArrays,
+    limits: Limits,
+    const: EncoderConstants,
+    top: int,
+    work: Workspace,
+    parts: Parts,
+) -> None:
+    """All but what ``_encode_node_times`` and ``_encode_load`` write, where ``may_move`` and ``is_open`` are known."""
     _clear(parts)
     num_nodes, num_deployments = st.node_type.shape[0], spec.demand.shape[0]
     by_deployment, takers = work.by_deployment, work.takers
     num_used, total, in_flight = _count_replicas(st, top, work, parts.occupancy)
     counts = count_nodes(st, spec.type_capacity.shape[0])
-    for n in range(num_nodes):
-        work.can_leave[n] = source_node_reason(spec, st, counts, n) == 0
-    cooled_deployments(spec, st, now_s, limits, work.may_move)
-    takers[:] = 0
-    mark_destinations(spec, st, now_s, limits, parts.destination_mask, takers)
-    mark_new_nodes(spec, counts, limits, parts.new_node_mask, takers)
-    has_room_to_move = in_flight < limits.max_concurrent_moves
-    if has_room_to_move:
-        mark_sources(
-            st, work.used, num_used, work.can_leave, work.may_move, parts.destination_mask, takers, parts.source_mask
-        )
-    sort_replicas(spec, st, now_s, limits, num_used, work)
     present, booting, bill, price_sum = 0, 0, 0.0, 0.0
     for n in range(num_nodes):
+        work.can_leave[n] = source_node_reason(spec, st, counts, n) == 0
         if st.node_phase[n] != _ABSENT:
             price = spec.type_price_usd_per_h[st.node_type[n]]
             present += 1
             booting += int(st.node_phase[n] == _BOOTING)
             price_sum += price
             bill += 0.0 if st.node_is_head[n] else price
+    takers[:] = 0
+    mark_destinations(spec, st, work.is_open, parts.destination_mask, takers)
+    mark_new_nodes(spec, counts, limits, parts.new_node_mask, takers)
+    has_room_to_move = in_flight < limits.max_concurrent_moves
+    if has_room_to_move:
+        mark_sources(
+            st, work.used, num_used, work.can_leave, work.may_move, parts.destination_mask, takers, parts.source_mask
+        )
+    sort_replicas(spec, st, num_used, work)
     mean_price = max(1e-9, price_sum / max(1, present))
-    _encode_nodes(spec, st, now_s, const.idle_timeout_s, mean_price, work.by_node, parts.nodes)
+    _encode_nodes(spec, st, mean_price, work.by_node, parts.nodes)
     _encode_evacuations(
         spec, st, const, has_room_to_move, work, parts.destination_mask, parts.nodes, parts.evacuate_mask
     )
-    _encode_deployments(spec, st, now_s, limits, const, by_deployment, parts.deployments)
+    _encode_deployments(spec, st, const, by_deployment, parts.deployments)
     _encode_types(spec, counts, const.log_boot, mean_price, parts.node_types)
     live, pending = takers, 0  # its memory is free again
     for d in range(num_deployments):
         pending += by_deployment[d, _PENDING]
         live[d] = by_deployment[d, _PENDING] + by_deployment[d, _STARTING] + by_deployment[d, _RUNNING]
     g = parts.globals
-    g[_G_DT_INTERVALS] = dt_intervals
     g[_G_MOVES_IN_FLIGHT_FRAC] = in_flight / max(1, limits.max_concurrent_moves)
     g[_G_LOG_NUM_NODES] = _log1p(present)
     g[_G_LOG_NUM_REPLICAS] = _log1p(total)
@@ -422,5 +491,5 @@ def encode_state(
         raise ValueError(f"layout must be at least {own}, got {layout}")
     out = np.empty(layout.size, np.float32) if out is None else out
     work, parts, top = new_workspace(st), parts_of(out, layout), len(st.replica_phase)
-    encode(spec.arrays, st, state.now_s, limits, encoder_constants(spec), dt_intervals, top, work, parts)
+    encode(spec.arrays, st, state.now_s, limits, encoder_constants(spec), dt_intervals, top, -1, work, parts, parts)
     return out

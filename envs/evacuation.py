@@ -19,10 +19,10 @@ from rayfold.envs.safety import (
     Limits,
     cooled_deployments,
     count_nodes,
-    destination_node_reason,
     has_capacity,
     has_whole_capacity,
     is_full,
+    open_nodes,
     source_node_reason,
 )
 from rayfold.envs.state import ReplicaPhase, StateArrays
@@ -49,8 +49,10 @@ _RUNNING, _STOPPING = int(ReplicaPhase.RUNNING), int(ReplicaPhase.STOPPING)
 class Workspace(NamedTuple):
     """Memory for what the kernels work out about one state: made once, written again and again."""
 
+    seen: NDArray[np.int64]  # (1,) CHANGES of the state that all this is about, -1 = unknown
     used: NDArray[np.int64]  # (R,) rows in use, ascending; the rest says nothing
     may_move: NDArray[np.bool_]  # (D,) cooled_deployments
+    is_open: NDArray[np.bool_]  # (N,) open_nodes
     can_leave: NDArray[np.bool_]  # (N,) source_node_reason is none
     takers: NDArray[np.int64]  # (D,) nodes and new nodes that may take a replica
     by_deployment: NDArray[np.int64]  # (D, 5) replicas by phase
@@ -75,8 +77,10 @@ def new_workspace(st: StateArrays) -> Workspace:
     """Memory for states of this size."""
     (num_nodes, num_deployments), num_replicas = st.node_held.shape, st.replica_phase.shape[0]
     return Workspace(
+        seen=np.full(1, -1),
         used=np.zeros(num_replicas, np.int64),
         may_move=np.zeros(num_deployments, np.bool_),
+        is_open=np.zeros(num_nodes, np.bool_),
         can_leave=np.zeros(num_nodes, np.bool_),
         takers=np.zeros(num_deployments, np.int64),
         by_deployment=np.zeros((num_deployments, 5), np.int64),
@@ -105,23 +109,23 @@ def prepare(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, wor
     for n in range(st.node_type.shape[0]):
         work.can_leave[n] = source_node_reason(spec, st, counts, n) == 0
     cooled_deployments(spec, st, now_s, limits, work.may_move)
+    open_nodes(st, now_s, limits, work.is_open)
+    work.seen[0] = -1
     for r in range(st.replica_phase.shape[0]):
         if st.replica_phase[r] != 0:
             work.used[num_used] = r
             num_used += 1
-    sort_replicas(spec, st, now_s, limits, num_used, work)
+    sort_replicas(spec, st, num_used, work)
 
 
 @inner
-def sort_replicas(
-    spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, num_used: int, work: Workspace
-) -> None:
-    """``prepare`` where ``can_leave``, ``may_move`` and ``num_used`` rows of ``used`` are written already."""
+def sort_replicas(spec: SpecArrays, st: StateArrays, num_used: int, work: Workspace) -> None:
+    """``prepare`` where ``can_leave``, ``is_open``, ``may_move`` and ``num_used`` rows of ``used`` are written already."""
     node_free, num_held, room, takes, num_takes = st.node_free, st.node_num_held, work.room, work.takes, 0
     room[:] = 0.0
     for n in range(num_held.shape[0]):
         work.is_blocked[n] = not work.can_leave[n]
-        if num_held[n] > 0 and destination_node_reason(st, now_s, limits, n) == 0:
+        if num_held[n] > 0 and work.is_open[n]:
             for k in range(room.shape[0]):
                 room[k] += node_free[n, k]
             if not is_full(spec.least_demand, node_free, n):

@@ -10,6 +10,7 @@ from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.draws import uniform, unit
 from rayfold.envs.groups import hold_group
 from rayfold.envs.hidden import (
+    CHANGES,
     CURSOR,
     LOG_CANCELLED,
     LOG_DONE,
@@ -136,6 +137,7 @@ def start_move(
     row = begin_move(spec, st, now_s, const.fence_s, source, n)
     if row < 0:
         return -1
+    hidden.counters[CHANGES] += 1
     hidden.replica_move[source] = new_serial(hidden, row)
     hidden.node_moves_out[st.replica_node[source]] += 1
     ledger[_MOVES] += 1
@@ -154,6 +156,7 @@ def drop_move(
     If that runs on a node that drains, Serve asks for another replacement.
     """
     source = st.replica_peer[row]
+    hidden.counters[CHANGES] += 1
     if end_move(hidden, source, how):
         hidden.node_moves_out[st.replica_node[source]] -= 1
         ledger[_CANCELLED if how == LOG_CANCELLED else _FAILED] += 1

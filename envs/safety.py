@@ -39,6 +39,7 @@ __all__ = [
     "move_masks",
     "move_reason",
     "moves_in_flight",
+    "open_nodes",
     "replica_reason",
     "source_node_reason",
     "source_reason",
@@ -124,10 +125,10 @@ _RUNNING, _EMPTY = int(ReplicaPhase.RUNNING), int(ReplicaPhase.EMPTY)
 
 
 @kernel
-def moves_in_flight(st: StateArrays) -> int:
-    """Replicas whose replacement is still starting."""
+def moves_in_flight(st: StateArrays, top: int = -1) -> int:
+    """Replicas whose replacement is still starting; no row from ``top`` on is in use, -1 = any may be."""
     count, phase, peer = 0, st.replica_phase, st.replica_peer
-    for r in range(phase.shape[0]):
+    for r in range(phase.shape[0] if top < 0 else top):
         if peer[r] >= 0 and phase[r] == _RUNNING:
             count += 1
     return count
@@ -212,13 +213,15 @@ def source_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limit
 
 
 @kernel
-def movable_replica(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, n: int, d: int) -> int:
-    """First replica of deployment ``d`` that may leave node ``n``, -1 if there is none."""
+def movable_replica(
+    spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, n: int, d: int, top: int = -1
+) -> int:
+    """First replica of deployment ``d`` that may leave node ``n``, -1 if there is none; see ``moves_in_flight``."""
     if st.node_held[n, d] == 0:
         return -1
     if source_node_reason(spec, st, count_nodes(st, spec.type_capacity.shape[0]), n) != _ALLOWED:
         return -1
-    in_flight = moves_in_flight(st)
+    in_flight = moves_in_flight(st, top)
     node, deployment = st.replica_node, st.replica_deployment
     for r in range(node.shape[0]):
         if node[r] == n and deployment[r] == d and replica_reason(spec, st, now_s, limits, r, in_flight) == _ALLOWED:
@@ -360,7 +363,9 @@ def move_masks(
     new_node[:] = 0.0
     counts = count_nodes(st, spec.type_capacity.shape[0])
     takers = np.zeros(num_deployments, np.int64)
-    mark_destinations(spec, st, now_s, limits, destination, takers)
+    is_open = np.zeros(num_nodes, np.bool_)
+    open_nodes(st, now_s, limits, is_open)
+    mark_destinations(spec, st, is_open, destination, takers)
     mark_new_nodes(spec, counts, limits, new_node, takers)
     if moves_in_flight(st) >= limits.max_concurrent_moves:
         return
@@ -373,13 +378,29 @@ def move_masks(
 
 
 @inner
+def open_nodes(st: StateArrays, now_s: float, limits: Limits, is_open: NDArray[np.bool_]) -> bool:
+    """Writes ``(N,)``: ``destination_node_reason`` is none. Returns whether that was written there before."""
+    is_same = True
+    for n in range(is_open.shape[0]):
+        before, is_open[n] = is_open[n], destination_node_reason(st, now_s, limits, n) == _ALLOWED
+        is_same &= is_open[n] == before
+    return is_same
+
+
+@inner
 def cooled_deployments(
     spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, may_move: NDArray[np.bool_]
-) -> None:
-    """Writes ``(D,)``: neither opted out nor in their cooldown; see ``replica_reason``."""
-    is_movable, moved_s, cooldown_s = spec.is_movable, st.deployment_moved_s, limits.deployment_cooldown_s
+) -> bool:
+    """Writes ``(D,)``: neither opted out nor in their cooldown; see ``replica_reason``.
+
+    Returns:
+        Whether that was written there before.
+    """
+    is_movable, moved_s, cooldown_s, is_same = spec.is_movable, st.deployment_moved_s, limits.deployment_cooldown_s, True
     for d in range(is_movable.shape[0]):
-        may_move[d] = is_movable[d] and not _is_cooling(now_s, moved_s[d], cooldown_s)
+        before, may_move[d] = may_move[d], is_movable[d] and not _is_cooling(now_s, moved_s[d], cooldown_s)
+        is_same &= may_move[d] == before
+    return is_same
 
 
 @inner
@@ -438,20 +459,19 @@ def mark_sources(
 def mark_destinations(
     spec: SpecArrays,
     st: StateArrays,
-    now_s: float,
-    limits: Limits,
+    is_open: NDArray[np.bool_],
     destination: NDArray[np.float32],
     takers: NDArray[np.int64],
 ) -> None:
     """``destination_reason`` of every cell at once: what a node has is looked up once for all deployments.
 
-    Writes 1 into the mask where a node may take a replica, and counts it as a taker.
+    Writes 1 into the mask where a node may take a replica, and counts it as a taker; ``is_open`` is ``open_nodes``.
     """
     demand, fits_type, sums_gpus, max_per_node = spec.demand, spec.fits_type, spec.sums_gpus, spec.max_per_node
     node_type, node_free, gpu_free, node_held = st.node_type, st.node_free, st.gpu_free, st.node_held
     num_resources, least_demand = demand.shape[1], spec.least_demand
     for n in range(node_type.shape[0]):
-        if destination_node_reason(st, now_s, limits, n) != _ALLOWED or is_full(least_demand, node_free, n):
+        if not is_open[n] or is_full(least_demand, node_free, n):
             continue
         t, whole, largest = node_type[n], 0, 0.0
         for g in range(gpu_free.shape[1]):
@@ -499,9 +519,11 @@ def check_move(state: ClusterState, move: Move, limits: Limits) -> Verdict:
 
 
 @kernel
-def move_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, r: int, n: int) -> int:
-    """``check_move`` as a ``Reason``."""
-    reason = source_reason(spec, st, now_s, limits, r, moves_in_flight(st))
+def move_reason(
+    spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, r: int, n: int, top: int = -1
+) -> int:
+    """``check_move`` as a ``Reason``; see ``moves_in_flight``."""
+    reason = source_reason(spec, st, now_s, limits, r, moves_in_flight(st, top))
     if reason != _ALLOWED:
         return int(reason)
     num_nodes, num_types = st.node_type.shape[0], spec.type_capacity.shape[0]
