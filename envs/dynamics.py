@@ -147,9 +147,7 @@ def _note_wish(spec: SpecArrays, st: StateArrays, hidden: Hidden, tally: Tally, 
 
 
 @inner
-def _note_wishes(
-    spec: SpecArrays, st: StateArrays, hidden: Hidden, tally: Tally, window: NDArray[np.int64]
-) -> None:
+def _note_wishes(spec: SpecArrays, st: StateArrays, hidden: Hidden, tally: Tally, window: NDArray[np.int64]) -> None:
     cuts, due_s = tally.cuts, np.inf
     for d in range(window.shape[0]):
         cuts[d] = np.nan
@@ -172,9 +170,7 @@ def _note_wishes(
 
 
 @inner
-def _decide(
-    spec: SpecArrays, st: StateArrays, hidden: Hidden, tally: Tally, now_s: float, d: int, window: int
-) -> bool:
+def _decide(spec: SpecArrays, st: StateArrays, hidden: Hidden, tally: Tally, now_s: float, d: int, window: int) -> bool:
     """``replica_life.decide`` where the load of ``d`` has left what is noted, or its wish is due."""
     total, cuts, is_due = hidden.lookback_sum[d], tally.cuts, tally.wish_due_s[d] <= now_s
     if not is_due and cuts[d, 1] <= total <= cuts[d, 2]:

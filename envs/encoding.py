@@ -143,9 +143,7 @@ def _log1p(count: int) -> float:
 
 
 @inner
-def _count_replicas(
-    st: StateArrays, top: int, work: Workspace, occupancy: NDArray[np.float32]
-) -> tuple[int, int, int]:
+def _count_replicas(st: StateArrays, top: int, work: Workspace, occupancy: NDArray[np.float32]) -> tuple[int, int, int]:
     """Counts the replicas of the first ``top`` rows: ``used``, ``by_deployment``, ``by_node``, and cells.
 
     Returns:
@@ -190,7 +188,12 @@ def _encode_nodes(
     out: NDArray[np.float32],
 ) -> None:
     node_type, phase, free, others = st.node_type, st.node_phase, st.node_free, st.node_others
-    releasable, is_head, capacity, price = st.node_releasable, st.node_is_head, spec.type_capacity, spec.type_price_usd_per_h
+    releasable, is_head, capacity, price = (
+        st.node_releasable,
+        st.node_is_head,
+        spec.type_capacity,
+        spec.type_price_usd_per_h,
+    )
     is_spot, num_gpus = spec.type_is_spot, spec.type_num_gpus
     for n in range(node_type.shape[0]):
         if phase[n] == _ABSENT:

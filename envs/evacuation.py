@@ -120,7 +120,7 @@ def prepare(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, wor
 
 @inner
 def sort_replicas(spec: SpecArrays, st: StateArrays, num_used: int, work: Workspace) -> None:
-    """``prepare`` where ``can_leave``, ``is_open``, ``may_move`` and ``num_used`` rows of ``used`` are written already."""
+    """``prepare`` where ``can_leave``, ``is_open``, ``may_move`` and ``num_used`` rows of ``used`` are written."""
     node_free, num_held, room, takes, num_takes = st.node_free, st.node_num_held, work.room, work.takes, 0
     room[:] = 0.0
     for n in range(num_held.shape[0]):
@@ -138,9 +138,7 @@ def sort_replicas(spec: SpecArrays, st: StateArrays, num_used: int, work: Worksp
 
 
 @inner
-def _sort_nodes(
-    node_free: NDArray[np.float64], nodes: NDArray[np.int64], spare: NDArray[np.int64], num: int
-) -> None:
+def _sort_nodes(node_free: NDArray[np.float64], nodes: NDArray[np.int64], spare: NDArray[np.int64], num: int) -> None:
     """Sorts the first ``num`` of ``nodes``, in place: least left first, equal ones in order; a merge sort."""
     width = 1
     while width < num:
@@ -266,7 +264,11 @@ def plan_evacuations(
             count[node] = 0
             continue
         first, end = begin[node], begin[node + 1]
-        if is_blocked[node] or (first < end and num_takes == 0) or not _has_room(deployment, demand, rows, first, end, work.room):
+        if (
+            is_blocked[node]
+            or (first < end and num_takes == 0)
+            or not _has_room(deployment, demand, rows, first, end, work.room)
+        ):
             count[node] = BLOCKED
             continue
         count[node] = _plan(
@@ -331,9 +333,7 @@ def _plan(
     def fits(d: int, n: int) -> bool:
         if has_whole_demand:
             return bool(has_whole_capacity(demand, max_per_node, node_free, whole, held, d, n))
-        return bool(
-            has_capacity(demand, bundle, num_bundles, max_per_node, sums_gpus, node_free, gpu_free, held, d, n)
-        )
+        return bool(has_capacity(demand, bundle, num_bundles, max_per_node, sums_gpus, node_free, gpu_free, held, d, n))
 
     for i in range(first, end):
         before, d = d, deployment[rows[i]]
@@ -348,7 +348,9 @@ def _plan(
                     break
             for c in range(num_touched):
                 n = touched[c]
-                is_better = best < 0 or less_left(node_free, n, best) or (n < best and not less_left(node_free, best, n))
+                is_better = (
+                    best < 0 or less_left(node_free, n, best) or (n < best and not less_left(node_free, best, n))
+                )
                 # What may_take said before the plan took room on n has to be said again.
                 if may_take[n, d] != 0.0 and is_better and fits(d, n):
                     best = n

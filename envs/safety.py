@@ -25,8 +25,8 @@ __all__ = [
     "can_take_bundles",
     "capacity_reason",
     "check_move",
-    "count_nodes",
     "cooled_deployments",
+    "count_nodes",
     "destination_node_reason",
     "destination_reason",
     "has_capacity",
@@ -396,7 +396,12 @@ def cooled_deployments(
     Returns:
         Whether that was written there before.
     """
-    is_movable, moved_s, cooldown_s, is_same = spec.is_movable, st.deployment_moved_s, limits.deployment_cooldown_s, True
+    is_movable, moved_s, cooldown_s, is_same = (
+        spec.is_movable,
+        st.deployment_moved_s,
+        limits.deployment_cooldown_s,
+        True,
+    )
     for d in range(is_movable.shape[0]):
         before, may_move[d] = may_move[d], is_movable[d] and not _is_cooling(now_s, moved_s[d], cooldown_s)
         is_same &= may_move[d] == before
@@ -497,10 +502,10 @@ def mark_destinations(
 @inner
 def is_full(least_demand: NDArray[np.float64], node_free: NDArray[np.float64], n: int) -> bool:
     """Whether node ``n`` lacks what every deployment asks for; the arguments are the fields of these names."""
+    lacks = False
     for k in range(least_demand.shape[0]):
-        if least_demand[k] > node_free[n, k] + EPS:
-            return True
-    return False
+        lacks |= least_demand[k] > node_free[n, k] + EPS
+    return lacks
 
 
 def check_move(state: ClusterState, move: Move, limits: Limits) -> Verdict:
@@ -519,9 +524,7 @@ def check_move(state: ClusterState, move: Move, limits: Limits) -> Verdict:
 
 
 @kernel
-def move_reason(
-    spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, r: int, n: int, top: int = -1
-) -> int:
+def move_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, r: int, n: int, top: int = -1) -> int:
     """``check_move`` as a ``Reason``; see ``moves_in_flight``."""
     reason = source_reason(spec, st, now_s, limits, r, moves_in_flight(st, top))
     if reason != _ALLOWED:

@@ -41,7 +41,9 @@ class Ref(types.Type):
     def __init__(self, cls: type[Any], fields: tuple[types.Type, ...]) -> None:
         self.cls, self.fields = cls, fields
         digest = hashlib.sha256(repr((cls, fields)).encode()).hexdigest()[:12]
-        super().__init__(name=f"Ref[{cls.__name__}:{digest}]")  # short: it is a part of every symbol, and what makes two types the same
+        super().__init__(
+            name=f"Ref[{cls.__name__}:{digest}]"
+        )  # short: it is a part of every symbol, and what makes two types the same
 
     def field(self, name: str) -> tuple[int, types.Type]:
         """Where in the row a field begins, and its type."""
