@@ -12,8 +12,8 @@ from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.dynamics import Tally
 from rayfold.envs.encoding import EncoderConstants, Parts, encode
 from rayfold.envs.evacuation import Workspace
-from rayfold.envs.hidden import NUM_ENDED, Constants, Hidden
-from rayfold.envs.jit import threaded
+from rayfold.envs.hidden import CHANGES, NUM_ENDED, TOP, Constants, Hidden
+from rayfold.envs.jit import inner, threaded
 from rayfold.envs.layout import ObsLayout
 from rayfold.envs.ledger import Entry
 from rayfold.envs.process import ROW, act
@@ -39,6 +39,7 @@ class World(NamedTuple):
     const: Constants
     limits: Limits
     encoder: EncoderConstants
+    last: Parts  # the observation written last
     layout: ObsLayout
     steps_per_tick: int
     clock: NDArray[np.float64]  # (2,) see process.act
@@ -46,6 +47,12 @@ class World(NamedTuple):
     window: NDArray[np.int64]  # (D,)
     tokens_per_ongoing_s: NDArray[np.float64]  # (D,)
     ledger: NDArray[np.float64]  # (len(Entry),)
+
+
+@inner
+def _encode(w: World, dt_intervals: float, out: Parts) -> None:
+    top, changes = w.hidden.counters[TOP], w.hidden.counters[CHANGES]
+    encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, dt_intervals, top, changes, w.work, w.last, out)
 
 
 @threaded
@@ -70,7 +77,7 @@ def step_batch(
         prototype: Any of the worlds.
         parts_prototype: Any of the observations.
         worlds: ``(B,)`` addresses of the rows of all worlds.
-        parts: ``(B,)`` addresses of the rows of the observations, which are zero and are written.
+        parts: ``(B,)`` addresses of the rows of the observations, which are written.
         first: First cluster.
         end: After the last one.
         actions: ``(B, 2)``.
@@ -114,7 +121,7 @@ def step_batch(
         if is_encoded:
             dt_intervals = 0.0 if moves > 0 else 1.0
             out: Parts = at(parts_prototype, parts[b])
-            encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, dt_intervals, w.work, out)
+            _encode(w, dt_intervals, out)
 
 
 @threaded
@@ -130,4 +137,4 @@ def encode_batch(
         if not is_skipped[b]:
             w: World = at(prototype, worlds[b])  # type: ignore[call-arg]  # numba gives the first one
             out: Parts = at(parts_prototype, parts[b])
-            encode(w.spec, w.st, w.clock[0], w.limits, w.encoder, 0.0, w.work, out)
+            _encode(w, 0.0, out)

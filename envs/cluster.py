@@ -219,6 +219,9 @@ class SpecArrays(NamedTuple):
     type_other_work_prob: NDArray[np.float64]  # (T,)
     type_other_work_s: NDArray[np.float64]  # (T, 2) min, max
     demand: NDArray[np.float64]  # (D, K) one replica, all bundles
+    least_demand: NDArray[np.float64]  # (K,) of any deployment
+    demand_rank: NDArray[np.int64]  # (D,) 0 = asks for most, GPU first, then CPU, memory, custom; equal ones share it
+    has_whole_demand: bool  # no bundle of any deployment asks for a share of a GPU
     bundle: NDArray[np.float64]  # (D, M, K) each bundle
     num_bundles: NDArray[np.int64]  # (D,) at most M
     gang_size: NDArray[np.int64]  # (D,) replicas of a gang, with as many bundles each; 1 = no gang
@@ -368,6 +371,9 @@ def _demand_arrays(spec: ClusterSpec) -> dict[str, NDArray[Any]]:
     whole = np.abs(bundle[:, :, 0] - np.round(bundle[:, :, 0])) < 1e-9
     return {
         "demand": demand,
+        "least_demand": demand.min(axis=0, initial=np.inf),
+        "demand_rank": np.unique(-demand, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64),
+        "has_whole_demand": bool(whole.all()),
         "bundle": bundle,
         "num_bundles": np.array([len(d.bundles) for d in deps], np.int64),
         "can_span": can_span,

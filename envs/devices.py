@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["EPS", "NO_DEVICES", "can_take_gpus", "release_gpus", "take_gpus"]
+__all__ = ["EPS", "NO_DEVICES", "can_take_gpus", "num_whole", "release_gpus", "take_gpus"]
 
 EPS = 1e-6  # resources are compared with this slack, as Ray's fixed-point 1e-4 makes sums inexact
 NO_DEVICES = -1
@@ -25,6 +25,15 @@ def _best_fraction(gpu_free: NDArray[np.float64], node: int, demand: float) -> i
 
 
 @njit(cache=True, inline="always")
+def num_whole(gpu_free: NDArray[np.float64], node: int) -> int:
+    """Devices of ``node`` that are free as a whole; ``gpu_free`` is ``(N, G)``, the free fraction per device."""
+    whole = 0
+    for g in range(gpu_free.shape[1]):
+        whole += int(gpu_free[node, g] >= 1.0 - EPS)
+    return whole
+
+
+@njit(cache=True, inline="always")
 def can_take_gpus(gpu_free: NDArray[np.float64], node: int, demand: float) -> bool:
     """Whether the devices of ``node`` can hold ``demand`` GPUs.
 
@@ -37,11 +46,7 @@ def can_take_gpus(gpu_free: NDArray[np.float64], node: int, demand: float) -> bo
         return True
     if demand < 1.0 - EPS:
         return bool(_best_fraction(gpu_free, node, demand) >= 0)
-    whole = 0
-    for g in range(gpu_free.shape[1]):
-        if gpu_free[node, g] >= 1.0 - EPS:
-            whole += 1
-    return bool(whole + EPS >= demand)
+    return bool(num_whole(gpu_free, node) + EPS >= demand)
 
 
 @njit(cache=True)

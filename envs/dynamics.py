@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from rayfold.envs.bound import packing_bound_of
 from rayfold.envs.cluster import SpecArrays
-from rayfold.envs.hidden import TOP, Constants, Hidden
+from rayfold.envs.hidden import CHANGES, TOP, Constants, Hidden
 from rayfold.envs.jit import inner, kernel
 from rayfold.envs.ledger import DeploymentEntry, Entry
 from rayfold.envs.node_life import book_launch, finish_nodes, is_out_of_stock, scale_nodes
-from rayfold.envs.replica_life import decide_targets, finish_replicas, place_pending, reach_targets, start_move
+from rayfold.envs.replica_autoscaler import DELAY_EPS_S, wish_cuts
+from rayfold.envs.replica_life import decide, finish_replicas, place_pending, reach_targets, start_move
 from rayfold.envs.safety import count_nodes
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 from rayfold.envs.views import by_reference
@@ -34,8 +35,9 @@ _UNSERVED_REQUEST_S = int(Entry.UNSERVED_REQUEST_S)
 _REPLICA_H = int(DeploymentEntry.REPLICA_H)
 _UNSERVED_OF_DEPLOYMENT = int(DeploymentEntry.UNSERVED_REQUEST_S)
 
+_COUNTED = 2  # of Tally.rows
 # Of Tally.sums.
-_USD_PER_H, _GPUS, _NODES, _BOUND, _REPLICA_DUE_S, _NODE_DUE_S = range(6)
+_USD_PER_H, _GPUS, _NODES, _BOUND, _REPLICA_DUE_S, _NODE_DUE_S, _WISH_DUE_S = range(7)
 
 
 @by_reference(is_written=True)
@@ -44,14 +46,21 @@ class Tally(NamedTuple):
 
     running: NDArray[np.int64]  # (D,) running replicas
     live: NDArray[np.int64]  # (D,) replicas counted against the target: a replacement is not
-    rows: NDArray[np.int64]  # (2,) rows in use: the highest + 1, pending replicas
-    sums: NDArray[np.float64]  # (6,) USD/h, GPUs and number of nodes paid for, bound in USD/h, next due times
+    rows: NDArray[np.int64]  # (3,) rows in use: the highest + 1, pending replicas; CHANGES when all this was counted
+    sums: NDArray[np.float64]  # (7,) USD/h, GPUs and number of nodes paid for, bound in USD/h, next due times
+    room: NDArray[np.float64]  # (D,) requests that the running replicas take
+    cuts: NDArray[np.float64]  # (D, 4) see wish_cuts, of the sum over the look-back period
+    low: NDArray[np.float64]  # (D,) from this sum on, and
+    high: NDArray[np.float64]  # (D,) up to this one, the wish stays as it is
+    wish_due_s: NDArray[np.float64]  # (D,) when its delay is over
 
 
 def fresh_tally(num_deployments: int) -> Tally:
     """Nothing counted yet."""
+    d = num_deployments
     return Tally(
-        np.zeros(num_deployments, np.int64), np.zeros(num_deployments, np.int64), np.zeros(2, np.int64), np.zeros(6)
+        *(np.zeros(d, np.int64), np.zeros(d, np.int64), np.full(3, -1), np.zeros(7)),
+        *(np.zeros(d), np.zeros((d, 4)), np.zeros(d), np.zeros(d), np.zeros(d)),
     )
 
 
@@ -75,6 +84,8 @@ def _count_replicas(spec: SpecArrays, st: StateArrays, hidden: Hidden, tally: Ta
             live[deployment[r]] += int(peer[r] < 0)
             num_pending += int(phase == _PENDING)
     hidden.counters[TOP] = top
+    for d in range(running.shape[0]):
+        tally.room[d] = running[d] * spec.max_ongoing[d]
     tally.rows[0], tally.rows[1] = top, num_pending
     tally.sums[_REPLICA_DUE_S] = due_s
     tally.sums[_BOUND] = packing_bound_of(spec, live)
@@ -120,54 +131,131 @@ def _count_nodes(spec: SpecArrays, st: StateArrays, hidden: Hidden, idle_timeout
 
 
 @inner
-def _account(
-    sums: NDArray[np.float64],
-    running: NDArray[np.int64],
-    max_ongoing: NDArray[np.float64],
-    replica_usd_per_h: NDArray[np.float64],
-    ongoing: NDArray[np.float32],
-    row: int,
-    tokens_per_ongoing_s: NDArray[np.float64],
-    dt_s: float,
-    unserved_factor: float,
-    ledger: NDArray[np.float64],
-    by_deployment: NDArray[np.float64],
-) -> None:
-    hours = dt_s / 3600.0
-    ledger[_COST_USD] += sums[_USD_PER_H] * hours
-    ledger[_NODE_H] += sums[_NODES] * hours
-    ledger[_GPU_H] += sums[_GPUS] * hours
-    ledger[_BOUND_USD] += sums[_BOUND] * hours
-    ledger[_ELAPSED] += dt_s
-    for d in range(running.shape[0]):
-        offered, room = float(ongoing[row, d]), running[d] * max_ongoing[d]
-        served = min(offered, room)
-        by_deployment[_REPLICA_H, d] += running[d] * hours
-        ledger[_TOKENS] += served * tokens_per_ongoing_s[d] * dt_s
-        if offered > room:
-            unserved_replicas = (offered - served) / max_ongoing[d]
-            ledger[_UNSERVED_REQUEST_S] += (offered - served) * dt_s
-            by_deployment[_UNSERVED_OF_DEPLOYMENT, d] += (offered - served) * dt_s
-            ledger[_UNSERVED_H] += unserved_replicas * hours
-            ledger[_UNSERVED_USD] += unserved_factor * replica_usd_per_h[d] * unserved_replicas * hours
+def _note_wish(spec: SpecArrays, st: StateArrays, hidden: Hidden, tally: Tally, d: int) -> None:
+    """Notes the loads that leave the wish of ``d`` as it is, and when that is due."""
+    cuts, direction, since_s = tally.cuts, hidden.wish_direction[d], hidden.wish_since_s[d]
+    low, high, due_s = np.inf, -np.inf, np.inf
+    if direction < 0:
+        low, high = -np.inf, cuts[d, 0]
+        is_last = st.deployment_target[d] == 1
+        due_s = since_s + (spec.downscale_to_zero_delay_s[d] if is_last else spec.downscale_delay_s[d])
+    elif direction > 0:
+        low, high, due_s = cuts[d, 3], np.inf, since_s + spec.upscale_delay_s[d]
+    elif since_s == np.inf:
+        low, high = cuts[d, 1], cuts[d, 2]
+    tally.low[d], tally.high[d], tally.wish_due_s[d] = low, high, due_s - 2.0 * DELAY_EPS_S
 
 
 @inner
-def _observe_load(
-    mean: NDArray[np.float64],
-    slow: NDArray[np.float64],
-    lookback_sum: NDArray[np.float64],
-    ongoing: NDArray[np.float32],
-    row: int,
-    window: NDArray[np.int64],
-    slow_weight: float,
-) -> None:
-    """What Serve's metrics say after the step of ``row``: means of the look-back period and of ten minutes."""
+def _note_wishes(spec: SpecArrays, st: StateArrays, hidden: Hidden, tally: Tally, window: NDArray[np.int64]) -> None:
+    cuts, due_s = tally.cuts, np.inf
     for d in range(window.shape[0]):
-        now = float(ongoing[row, d])
-        lookback_sum[d] += now - float(ongoing[row - window[d], d])
-        mean[d] = lookback_sum[d] / window[d]
-        slow[d] += slow_weight * (now - slow[d])
+        cuts[d] = np.nan
+        if tally.live[d] == st.deployment_target[d]:
+            down, same, same_end, up = wish_cuts(
+                tally.running[d],
+                st.deployment_target[d],
+                spec.target_ongoing[d],
+                spec.upscaling_factor[d],
+                spec.downscaling_factor[d],
+                spec.min_replicas[d],
+                spec.max_replicas[d],
+                spec.gang_size[d],
+            )
+            rows = window[d]
+            cuts[d, 0], cuts[d, 1], cuts[d, 2], cuts[d, 3] = down * rows, same * rows, same_end * rows, up * rows
+        _note_wish(spec, st, hidden, tally, d)
+        due_s = min(due_s, tally.wish_due_s[d])
+    tally.sums[_WISH_DUE_S] = due_s
+
+
+@inner
+def _decide(spec: SpecArrays, st: StateArrays, hidden: Hidden, tally: Tally, now_s: float, d: int, window: int) -> bool:
+    """``replica_life.decide`` where the load of ``d`` has left what is noted, or its wish is due."""
+    total, cuts, is_due = hidden.lookback_sum[d], tally.cuts, tally.wish_due_s[d] <= now_s
+    if not is_due and cuts[d, 1] <= total <= cuts[d, 2]:
+        hidden.wish_direction[d], hidden.wish_since_s[d] = 0, np.inf
+    elif not is_due and total <= cuts[d, 0] and hidden.wish_direction[d] >= 0:
+        hidden.wish_direction[d], hidden.wish_since_s[d] = -1, now_s
+    elif not is_due and total >= cuts[d, 3] and hidden.wish_direction[d] <= 0:
+        hidden.wish_direction[d], hidden.wish_since_s[d] = 1, now_s
+    elif decide(spec, st, hidden, now_s, d, total / window, tally.running[d], tally.live[d]):
+        return True
+    _note_wish(spec, st, hidden, tally, d)
+    if tally.wish_due_s[d] <= now_s and decide(
+        spec, st, hidden, now_s, d, total / window, tally.running[d], tally.live[d]
+    ):
+        return True
+    tally.sums[_WISH_DUE_S] = min(tally.sums[_WISH_DUE_S], tally.wish_due_s[d])
+    return False
+
+
+@inner
+def _pass_steps(
+    spec: SpecArrays,
+    st: StateArrays,
+    hidden: Hidden,
+    tally: Tally,
+    now_s: float,
+    first: int,
+    end: int,
+    ongoing: NDArray[np.float32],
+    window: NDArray[np.int64],
+    tokens_per_ongoing_s: NDArray[np.float64],
+    const: Constants,
+    ledger: NDArray[np.float64],
+) -> tuple[float, int, bool]:
+    """Lets steps pass up to the first one after which something has to be done.
+
+    In each: the bill of the time that passes, what Serve's metrics say afterwards (the sum of the look-back period and
+    the mean of ten minutes), and, where that is not known to change nothing, the replica autoscaler.
+
+    Returns:
+        Clock, row after the last step, and whether a target has changed; that is not looked at where something is due.
+    """
+    sums, running, room, wish_due_s = tally.sums, tally.running, tally.room, tally.wish_due_s
+    low, high = tally.low, tally.high
+    lookback_sum, slow, max_ongoing = hidden.lookback_sum, st.deployment_ongoing_slow, spec.max_ongoing
+    by_deployment, replica_usd_per_h = hidden.deployment_ledger, spec.replica_usd_per_h
+    dt_s, slow_weight, unserved_factor = const.dt_s, const.slow_weight, const.unserved_factor
+    hours = dt_s / 3600.0
+    cost_usd, node_h, gpu_h = sums[_USD_PER_H] * hours, sums[_NODES] * hours, sums[_GPUS] * hours
+    bound_usd, due_s = sums[_BOUND] * hours, min(sums[_NODE_DUE_S], sums[_REPLICA_DUE_S])
+    tokens, unserved_request_s = ledger[_TOKENS], ledger[_UNSERVED_REQUEST_S]
+    unserved_h, unserved_usd = ledger[_UNSERVED_H], ledger[_UNSERVED_USD]
+    is_changed, is_due, i = False, False, first
+    while i < end and not is_due and not is_changed:
+        now_s += dt_s
+        ledger[_COST_USD] += cost_usd
+        ledger[_NODE_H] += node_h
+        ledger[_GPU_H] += gpu_h
+        ledger[_BOUND_USD] += bound_usd
+        ledger[_ELAPSED] += dt_s
+        is_due = due_s <= now_s or not const.skips_quiet_steps
+        is_wish_due = sums[_WISH_DUE_S] <= now_s
+        for d in range(window.shape[0]):
+            load = float(ongoing[i, d])
+            served = min(load, room[d])
+            by_deployment[_REPLICA_H, d] += running[d] * hours
+            tokens += served * tokens_per_ongoing_s[d] * dt_s
+            if load > room[d]:
+                unserved_replicas = (load - served) / max_ongoing[d]
+                unserved_request_s += (load - served) * dt_s
+                by_deployment[_UNSERVED_OF_DEPLOYMENT, d] += (load - served) * dt_s
+                unserved_h += unserved_replicas * hours
+                unserved_usd += unserved_factor * replica_usd_per_h[d] * unserved_replicas * hours
+            total = lookback_sum[d] + (load - float(ongoing[i - window[d], d]))
+            lookback_sum[d] = total
+            slow[d] += slow_weight * (load - slow[d])
+            is_as_noted = low[d] <= total <= high[d] and not (is_wish_due and wish_due_s[d] <= now_s)
+            if not (is_as_noted or is_due):
+                is_changed |= _decide(spec, st, hidden, tally, now_s, d, window[d])
+        if is_wish_due:
+            sums[_WISH_DUE_S] = wish_due_s.min()
+        i += 1
+    ledger[_TOKENS], ledger[_UNSERVED_REQUEST_S] = tokens, unserved_request_s
+    ledger[_UNSERVED_H], ledger[_UNSERVED_USD] = unserved_h, unserved_usd
+    return now_s, i, is_changed
 
 
 @kernel
@@ -204,77 +292,57 @@ def step(
     Returns:
         Clock after.
     """
-    is_stale = True
-    running, live, rows, sums = tally.running, tally.live, tally.rows, tally.sums
-    mean, slow, target, changed_s = (
-        st.deployment_ongoing,
-        st.deployment_ongoing_slow,
-        st.deployment_target,
-        st.deployment_changed_s,
-    )
-    since_s, direction, lookback_sum = hidden.wish_since_s, hidden.wish_direction, hidden.lookback_sum
-    max_ongoing, replica_usd_per_h, target_ongoing = spec.max_ongoing, spec.replica_usd_per_h, spec.target_ongoing
-    up_factor, down_factor, up_delay_s = spec.upscaling_factor, spec.downscaling_factor, spec.upscale_delay_s
-    down_delay_s, zero_delay_s = spec.downscale_delay_s, spec.downscale_to_zero_delay_s
-    min_replicas, max_replicas, gang_size = spec.min_replicas, spec.max_replicas, spec.gang_size
-    for i in range(row, row + num_steps):
-        if is_stale or not const.skips_quiet_steps:
+    if num_steps <= 0:
+        return now_s
+    counters, rows, i, end = hidden.counters, tally.rows, row, row + num_steps
+    is_stale = rows[_COUNTED] != counters[CHANGES] or not const.skips_quiet_steps
+    # What happened between the calls, a move given up for one, may have made room for a pending replica.
+    is_first = True
+    while i < end:
+        if is_stale:
             _count_replicas(spec, st, hidden, tally)
             _count_nodes(spec, st, hidden, const.idle_timeout_s, tally)
-            is_stale = False
-        _account(
-            sums,
-            running,
-            max_ongoing,
-            replica_usd_per_h,
-            ongoing,
+            _note_wishes(spec, st, hidden, tally, window)
+            rows[_COUNTED], is_stale = counters[CHANGES], False
+        has_to_place = is_first and rows[1] > 0
+        now_s, i, is_changed = _pass_steps(
+            spec,
+            st,
+            hidden,
+            tally,
+            now_s,
             i,
+            i + 1 if has_to_place else end,
+            ongoing,
+            window,
             tokens_per_ongoing_s,
-            const.dt_s,
-            const.unserved_factor,
+            const,
             ledger,
-            hidden.deployment_ledger,
         )
-        now_s += const.dt_s
-        _observe_load(mean, slow, lookback_sum, ongoing, i, window, const.slow_weight)
-        is_node_due = sums[_NODE_DUE_S] <= now_s or not const.skips_quiet_steps
+        is_first = False
+        is_node_due = tally.sums[_NODE_DUE_S] <= now_s or not const.skips_quiet_steps
         if is_node_due:
             finish_nodes(spec, st, hidden, now_s, ledger)
-        if is_node_due or sums[_REPLICA_DUE_S] <= now_s:
+        if is_node_due or tally.sums[_REPLICA_DUE_S] <= now_s:
             finish_replicas(spec, st, hidden, now_s, rows[0], ledger)
             _count_replicas(spec, st, hidden, tally)
             is_stale = True
-        if decide_targets(
-            now_s,
-            mean,
-            running,
-            live,
-            target,
-            changed_s,
-            since_s,
-            direction,
-            target_ongoing,
-            up_factor,
-            down_factor,
-            up_delay_s,
-            down_delay_s,
-            zero_delay_s,
-            min_replicas,
-            max_replicas,
-            gang_size,
-        ):
-            reach_targets(spec, st, hidden, now_s, live, ledger)
-            is_stale = True
-        # What happened between the calls, a move given up for one, may have made room for a pending replica.
-        is_first = i == row and rows[1] > 0
-        if not is_stale and not is_first and const.skips_quiet_steps:
+            for d in range(window.shape[0]):
+                total = hidden.lookback_sum[d] / window[d]
+                is_changed |= decide(spec, st, hidden, now_s, d, total, tally.running[d], tally.live[d])
+        if is_changed:
+            reach_targets(spec, st, hidden, now_s, tally.live, ledger)
+        if not (is_stale or is_changed or has_to_place):
             continue
         is_stale = True
+        counters[CHANGES] += 1
         _count_replicas(spec, st, hidden, tally)
         if rows[1] > 0:
             place_pending(spec, st, hidden, const, now_s, ledger)
             _count_replicas(spec, st, hidden, tally)
         scale_nodes(spec, st, hidden, const, now_s, rows[1] > 0, ledger)
+    for d in range(window.shape[0]):
+        st.deployment_ongoing[d] = hidden.lookback_sum[d] / window[d]
     return now_s
 
 

@@ -17,10 +17,11 @@ their AR(1) error, §10).
 *Fit.* Each day is forecast by the profile of the other days, so that noise is not measured on what the profile has
 seen. Where there is no other day, the overall mean stands in.
 
-*Futures.* A path is ``x[h] = f * x[h-1] + s[h] * N(0, 1)`` with ``f = exp(-1 / decay)`` and ``s[h]`` such that the
-standard deviation at every lead is the fitted ``noise[h]``. Deployments are drawn independently of each other. What
-is on and off more than it swings has noise far from normal, whose exponential would be traffic beyond anything seen:
-no draw goes beyond the history's peak, unless the point forecast does; then at most one standard deviation above it.
+*Futures.* A path is the forecast plus what it was wrong by from some moment of the history on, the same moment for
+every deployment: errors keep their size, their tails, how long they last and what they have in common, which normal
+ones do not where traffic is on and off more than it swings. Behind the last bin comes the first one; beyond the
+longest lead errors are those of that lead. A history too short to measure errors gets normal ones. No draw goes beyond
+the history's peak, unless the point forecast does; then at most one standard deviation above it.
 """
 
 import math
@@ -57,6 +58,8 @@ class Forecaster:
     usual: NDArray[np.float64]  # (D,) deviations up to this size fade
     peak: NDArray[np.float64]  # (D,) largest z of the history
     noise: NDArray[np.float64]  # (H, D) standard deviation of z, 1 to H bins ahead; never falls with the lead
+    weight: NDArray[np.float64]  # (D,) of the profile
+    history: "_History"  # gives the errors of futures
 
     def median(self, now_s: float, recent_rps: NDArray[np.float64], horizon_s: float) -> NDArray[np.float64]:
         """Point forecast: ``(B', D)`` rates of the bins that follow ``now_s``; B' bins cover the horizon.
@@ -73,8 +76,11 @@ class Forecaster:
     ) -> NDArray[np.float64]:
         """``(B', D)`` rates that are not exceeded with probability ``share``, bin by bin; see ``median``."""
         centre = self._centre(now_s, recent_rps, horizon_s)
-        noise = self._noise(len(centre))
-        return self._to_rates(np.minimum(centre + NormalDist().inv_cdf(share) * noise, self._cap(centre, noise)))
+        noise, every = self._noise(len(centre)), np.arange(len(self.history.z))
+        errors = NormalDist().inv_cdf(share) * noise
+        if len(self.history.leads):
+            errors = np.stack([np.quantile(self._errors(every, lead), share, axis=0) for lead in _leads(centre)])
+        return self._to_rates(np.minimum(centre + errors, self._cap(centre, noise)))
 
     def sample(
         self,
@@ -86,15 +92,26 @@ class Forecaster:
     ) -> NDArray[np.float64]:
         """Draws futures: ``(F, B', D)`` rates; see ``median``. Equal generators give equal futures."""
         centre = self._centre(now_s, recent_rps, horizon_s)
-        noise, keep = self._noise(len(centre)), np.exp(-self.bin_s / self.decay_s)
-        before = np.vstack([np.zeros(len(keep)), noise[:-1]])
-        fresh = np.sqrt(np.maximum(0.0, noise**2 - (keep * before) ** 2))
-        draws = rng.standard_normal((num_futures, *centre.shape))
-        paths, x = np.empty_like(draws), np.zeros((num_futures, len(keep)))
-        for h in range(len(centre)):
-            x = keep * x + fresh[h] * draws[:, h]
-            paths[:, h] = centre[h] + x
-        return self._to_rates(np.minimum(paths, self._cap(centre, noise)))
+        noise = self._noise(len(centre))
+        if len(self.history.leads):
+            moments = rng.integers(len(self.history.z), size=num_futures)
+            errors = np.stack([self._errors(moments, lead) for lead in _leads(centre)], axis=1)
+        else:
+            errors = rng.standard_normal((num_futures, *centre.shape)) * noise
+        return self._to_rates(np.minimum(centre + errors, self._cap(centre, noise)))
+
+    def _errors(self, moments: NDArray[np.int64], lead: int) -> NDArray[np.float64]:
+        """``(F, D)`` error of the forecast ``lead`` bins after some bins of the history, of its longest lead beyond."""
+        history, num_bins = self.history, len(self.history.z)
+        ahead = min(lead, int(history.leads[-1]))
+        target = (moments + lead) % num_bins
+        day, origin = history.days[target], (target - ahead) % num_bins
+        mean, shape = history.mean_without[day], history.shape_without
+        deviation = history.level[origin] - mean - self.weight * shape[day, history.slots[origin]]
+        swing = np.clip(deviation, -self.usual, self.usual)
+        told = swing * np.exp(-ahead * self.bin_s / self.decay_s) + (deviation - swing)
+        errors: NDArray[np.float64] = history.z[target] - mean - self.weight * shape[day, history.slots[target]] - told
+        return errors
 
     def _centre(self, now_s: float, recent_rps: NDArray[np.float64], horizon_s: float) -> NDArray[np.float64]:
         """``(B', D)`` forecast in z."""
@@ -157,6 +174,8 @@ def fit_forecaster(rates_rps: NDArray[np.float64], bin_s: float, *, start_s: flo
         usual=np.quantile(np.abs(_deviations(history, 0, weight)[0]), _USUAL_SHARE, axis=0),
         peak=history.z.max(axis=0),
         noise=_noise_by_lead(history.leads, squares, has_traffic=rates_rps.max(axis=0) > 0.0),
+        weight=weight,
+        history=history,
     )
 
 
@@ -213,6 +232,10 @@ def _deviations(
     z, level, slots, day = history.z[h:], history.level[: len(history.z) - h], history.slots, history.days[h:]
     mean, shape = history.mean_without[day], history.shape_without
     return level - mean - weight * shape[day, slots[: len(z)]], z - mean - weight * shape[day, slots[h:]]
+
+
+def _leads(centre: NDArray[np.float64]) -> range:
+    return range(1, len(centre) + 1)
 
 
 def _slots(times_s: NDArray[np.floating[Any]], num_slots: int) -> NDArray[np.int64]:

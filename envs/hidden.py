@@ -19,7 +19,7 @@ __all__ = ["LOG_CANCELLED", "LOG_DONE", "LOG_FAILED", "Constants", "Hidden", "co
 
 LOG_DONE, LOG_FAILED, LOG_CANCELLED = 0, 1, 2
 
-NEXT_SERIAL, CURSOR, NUM_ENDED, TOP = 0, 1, 2, 3  # in Hidden.counters
+NEXT_SERIAL, CURSOR, NUM_ENDED, TOP, CHANGES = range(5)  # in Hidden.counters
 
 
 @by_reference(is_written=True)
@@ -44,7 +44,8 @@ class Hidden(NamedTuple):
     wish_direction: NDArray[np.int64]  # (D,)
     lookback_sum: NDArray[np.float64]  # (D,) of ongoing requests over the look-back period
     deployment_ledger: NDArray[np.float64]  # (len(DeploymentEntry), D) the bill's causes, deployment by deployment
-    counters: NDArray[np.int64]  # (4,) next serial, spread cursor, moves in ended, replica rows in use at most
+    # (5,) next serial, spread cursor, moves in ended, replica rows in use at most, times that nodes or replicas changed
+    counters: NDArray[np.int64]
     ended: NDArray[np.int64]  # (L, 2) id of a move that ended and how; emptied by the shell
     stream: NDArray[np.uint64]  # (1,) random numbers
 
@@ -102,7 +103,7 @@ def fresh_hidden(spec: ClusterSpec, num_nodes: int, num_replicas: int, rng: np.r
         wish_direction=np.zeros(num_deployments, np.int64),
         lookback_sum=np.zeros(num_deployments),
         deployment_ledger=np.zeros((len(DeploymentEntry), num_deployments)),
-        counters=np.array([num_replicas, 0, 0, num_replicas], np.int64),
+        counters=np.array([num_replicas, 0, 0, num_replicas, 0], np.int64),
         ended=np.zeros((num_replicas, 2), np.int64),
         stream=new_stream(rng),
     )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.dynamics import Tally, launch_move, step
 from rayfold.envs.evacuation import Workspace, plan_evacuation, prepare
-from rayfold.envs.hidden import Constants, Hidden
+from rayfold.envs.hidden import TOP, Constants, Hidden
 from rayfold.envs.jit import inner, kernel
 from rayfold.envs.layout import ObsLayout
 from rayfold.envs.safety import Limits, movable_replica, move_masks, move_reason, moves_in_flight
@@ -23,7 +23,14 @@ NOW_S, ROW = 0, 1
 
 @kernel
 def cell_move(
-    spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, layout: ObsLayout, source: int, destination: int
+    spec: SpecArrays,
+    st: StateArrays,
+    now_s: float,
+    limits: Limits,
+    layout: ObsLayout,
+    source: int,
+    destination: int,
+    top: int = -1,
 ) -> tuple[int, int]:
     """The move of a single replica that an action stands for.
 
@@ -35,6 +42,7 @@ def cell_move(
         layout: Of the action.
         source: First stage, a cell: ``1 + n * D + d``.
         destination: Second stage.
+        top: No replica row from here on is in use, -1 = any may be.
 
     Returns:
         Replica row and destination as in ``Move``; the row is -1 for what the filter refuses.
@@ -48,8 +56,8 @@ def cell_move(
         to = num_nodes + destination - layout.num_nodes
     elif destination >= num_nodes:
         return -1, -1
-    r = movable_replica(spec, st, now_s, limits, n, d)
-    if r < 0 or move_reason(spec, st, now_s, limits, r, to) != 0:
+    r = movable_replica(spec, st, now_s, limits, n, d, top)
+    if r < 0 or move_reason(spec, st, now_s, limits, r, to, top) != 0:
         return -1, -1
     return r, to
 
@@ -131,7 +139,7 @@ def act(
         n = source - 1 - layout.num_nodes * layout.num_deployments
         started = _evacuate(spec, st, hidden, const, limits, clock[NOW_S], n, work, ledger)
     elif source > 0:
-        r, to = cell_move(spec, st, clock[NOW_S], limits, layout, source, destination)
+        r, to = cell_move(spec, st, clock[NOW_S], limits, layout, source, destination, hidden.counters[TOP])
         if r >= 0:
             started = int(launch_move(spec, st, hidden, const, clock[NOW_S], r, to, ledger) >= 0)
     if started == 0:

@@ -8,9 +8,10 @@ import math
 
 from rayfold.envs.jit import inner, kernel
 
-__all__ = ["decide_target"]
+__all__ = ["DELAY_EPS_S", "decide_target", "wish_cuts"]
 
-_DELAY_EPS_S = 1e-6
+DELAY_EPS_S = 1e-6
+_MARGIN = 1e-9  # of replicas, beyond every rounding error of the rule
 
 
 @inner
@@ -79,15 +80,51 @@ def decide_target(
         if desired > present:
             if direction <= 0:
                 direction, since_s = 1, now_s
-            if now_s - since_s + _DELAY_EPS_S >= upscale_delay_s:
+            if now_s - since_s + DELAY_EPS_S >= upscale_delay_s:
                 decision, direction, since_s = desired, 0, math.inf
         elif desired < present:
             if direction >= 0:
                 direction, since_s = -1, now_s
-            if now_s - since_s + _DELAY_EPS_S >= (downscale_to_zero_delay_s if present == 1 else downscale_delay_s):
+            if now_s - since_s + DELAY_EPS_S >= (downscale_to_zero_delay_s if present == 1 else downscale_delay_s):
                 decision = desired if present == 1 else max(1, desired)
                 direction, since_s = 0, math.inf
         else:
             direction, since_s = 0, math.inf
     decision = -(-decision // gang_size) * gang_size
     return max(min_replicas, min(max_replicas, decision)), since_s, direction
+
+
+@kernel
+def wish_cuts(
+    running: int,
+    target: int,
+    target_ongoing: float,
+    upscaling_factor: float,
+    downscaling_factor: float,
+    min_replicas: int,
+    max_replicas: int,
+    gang_size: int = 1,
+) -> tuple[float, float, float, float]:
+    """What ``decide_target`` is going to wish, told from the requests alone: the arguments are those of the same names.
+
+    Returns:
+        Up to the first number of requests it wishes fewer replicas, from the second to the third as many, from the
+        fourth on more, so that nothing but the wish changes before its delay is over. In between, and where a number
+        is NaN, that would be hard to say.
+    """
+    hard = math.nan
+    if gang_size > 1 or target < min_replicas or target > max_replicas:
+        return hard, hard, hard, hard
+    if running == 0:
+        return hard, -math.inf, 0.0 if target == 0 else hard, hard
+    if upscaling_factor != 1.0 or downscaling_factor != 1.0 or target == 0:
+        return hard, hard, hard, hard
+    margin = _MARGIN * (1 + max(running, target))
+    # No requests ask for no replicas, exactly; any others for as many as the next whole number.
+    down = 0.0 if target == 1 else target - 1 - margin
+    return (
+        down * target_ongoing,
+        (target - 1 + margin) * target_ongoing,
+        (target - margin) * target_ongoing,
+        (target + margin) * target_ongoing,
+    )

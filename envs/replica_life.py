@@ -10,6 +10,7 @@ from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.draws import uniform, unit
 from rayfold.envs.groups import hold_group
 from rayfold.envs.hidden import (
+    CHANGES,
     CURSOR,
     LOG_CANCELLED,
     LOG_DONE,
@@ -38,7 +39,7 @@ from rayfold.envs.transition import begin_move, cancel_move, free_row
 
 __all__ = [
     "add_pending",
-    "decide_targets",
+    "decide",
     "drain",
     "drop_move",
     "finish_replicas",
@@ -136,6 +137,7 @@ def start_move(
     row = begin_move(spec, st, now_s, const.fence_s, source, n)
     if row < 0:
         return -1
+    hidden.counters[CHANGES] += 1
     hidden.replica_move[source] = new_serial(hidden, row)
     hidden.node_moves_out[st.replica_node[source]] += 1
     ledger[_MOVES] += 1
@@ -154,6 +156,7 @@ def drop_move(
     If that runs on a node that drains, Serve asks for another replacement.
     """
     source = st.replica_peer[row]
+    hidden.counters[CHANGES] += 1
     if end_move(hidden, source, how):
         hidden.node_moves_out[st.replica_node[source]] -= 1
         ledger[_CANCELLED if how == LOG_CANCELLED else _FAILED] += 1
@@ -285,59 +288,49 @@ def finish_replicas(
 
 
 @inner
-def decide_targets(
-    now_s: float,
-    ongoing: NDArray[np.float64],
-    running: NDArray[np.int64],
-    live: NDArray[np.int64],
-    target: NDArray[np.int64],
-    changed_s: NDArray[np.float64],
-    wish_since_s: NDArray[np.float64],
-    wish_direction: NDArray[np.int64],
-    target_ongoing: NDArray[np.float64],
-    upscaling_factor: NDArray[np.float64],
-    downscaling_factor: NDArray[np.float64],
-    upscale_delay_s: NDArray[np.float64],
-    downscale_delay_s: NDArray[np.float64],
-    downscale_to_zero_delay_s: NDArray[np.float64],
-    min_replicas: NDArray[np.int64],
-    max_replicas: NDArray[np.int64],
-    gang_size: NDArray[np.int64],
+def decide(
+    spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, d: int, total: float, running: int, live: int
 ) -> bool:
-    """Serve's replica autoscaler: writes ``target``, ``changed_s`` and the wishes of every deployment, ``(D,)`` each.
+    """Serve's replica autoscaler: writes target and wish of deployment ``d``.
 
-    The arguments are the fields of these names, which count gangs; Serve's rule counts replicas.
+    Serve's rule counts replicas, everything else here gangs.
+
+    Args:
+        spec: Static description.
+        st: State, written.
+        hidden: Hidden state, written.
+        now_s: Clock.
+        d: Deployment row.
+        total: Its ongoing requests, mean of the look-back period.
+        running: Its running replicas.
+        live: Its replicas counted against the target.
 
     Returns:
-        Whether a target has changed, or replicas are still to be added or stopped.
+        Whether the target has changed, or replicas are still to be added or stopped.
     """
-    is_to_do = False
-    for d in range(target.shape[0]):
-        size = gang_size[d]
-        wanted, wish_since_s[d], wish_direction[d] = decide_target(
-            now_s,
-            ongoing[d],
-            running[d] * size,
-            target[d] * size,
-            wish_since_s[d],
-            wish_direction[d],
-            target_ongoing[d] / size,
-            upscaling_factor[d],
-            downscaling_factor[d],
-            upscale_delay_s[d],
-            downscale_delay_s[d],
-            downscale_to_zero_delay_s[d],
-            min_replicas[d] * size,
-            max_replicas[d] * size,
-            size,
-        )
-        wanted //= size
-        if wanted != target[d]:
-            target[d] = wanted
-            changed_s[d] = now_s
-            is_to_do = True
-        is_to_do = is_to_do or wanted != live[d]
-    return is_to_do
+    size, target = spec.gang_size[d], st.deployment_target[d]
+    wanted, hidden.wish_since_s[d], hidden.wish_direction[d] = decide_target(
+        now_s,
+        total,
+        running * size,
+        target * size,
+        hidden.wish_since_s[d],
+        hidden.wish_direction[d],
+        spec.target_ongoing[d] / size,
+        spec.upscaling_factor[d],
+        spec.downscaling_factor[d],
+        spec.upscale_delay_s[d],
+        spec.downscale_delay_s[d],
+        spec.downscale_to_zero_delay_s[d],
+        spec.min_replicas[d] * size,
+        spec.max_replicas[d] * size,
+        size,
+    )
+    wanted //= size
+    if wanted != target:
+        st.deployment_target[d] = wanted
+        st.deployment_changed_s[d] = now_s
+    return bool(wanted != target or wanted != live)
 
 
 @inner

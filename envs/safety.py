@@ -25,15 +25,21 @@ __all__ = [
     "can_take_bundles",
     "capacity_reason",
     "check_move",
+    "cooled_deployments",
     "count_nodes",
-    "deployments_that_may_move",
     "destination_node_reason",
     "destination_reason",
     "has_capacity",
+    "has_whole_capacity",
+    "is_full",
+    "mark_destinations",
+    "mark_new_nodes",
+    "mark_sources",
     "movable_replica",
     "move_masks",
     "move_reason",
     "moves_in_flight",
+    "open_nodes",
     "replica_reason",
     "source_node_reason",
     "source_reason",
@@ -119,10 +125,10 @@ _RUNNING, _EMPTY = int(ReplicaPhase.RUNNING), int(ReplicaPhase.EMPTY)
 
 
 @kernel
-def moves_in_flight(st: StateArrays) -> int:
-    """Replicas whose replacement is still starting."""
+def moves_in_flight(st: StateArrays, top: int = -1) -> int:
+    """Replicas whose replacement is still starting; no row from ``top`` on is in use, -1 = any may be."""
     count, phase, peer = 0, st.replica_phase, st.replica_peer
-    for r in range(phase.shape[0]):
+    for r in range(phase.shape[0] if top < 0 else top):
         if peer[r] >= 0 and phase[r] == _RUNNING:
             count += 1
     return count
@@ -207,13 +213,15 @@ def source_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limit
 
 
 @kernel
-def movable_replica(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, n: int, d: int) -> int:
-    """First replica of deployment ``d`` that may leave node ``n``, -1 if there is none."""
+def movable_replica(
+    spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, n: int, d: int, top: int = -1
+) -> int:
+    """First replica of deployment ``d`` that may leave node ``n``, -1 if there is none; see ``moves_in_flight``."""
     if st.node_held[n, d] == 0:
         return -1
     if source_node_reason(spec, st, count_nodes(st, spec.type_capacity.shape[0]), n) != _ALLOWED:
         return -1
-    in_flight = moves_in_flight(st)
+    in_flight = moves_in_flight(st, top)
     node, deployment = st.replica_node, st.replica_deployment
     for r in range(node.shape[0]):
         if node[r] == n and deployment[r] == d and replica_reason(spec, st, now_s, limits, r, in_flight) == _ALLOWED:
@@ -258,6 +266,25 @@ def has_capacity(
     if sums_gpus[d]:
         return bool(can_take_gpus(gpu_free, n, demand[d, 0]))
     return bool(can_take_bundles(bundle, num_bundles, gpu_free, d, n))
+
+
+@inner
+def has_whole_capacity(
+    demand: NDArray[np.float64],
+    max_per_node: NDArray[np.int64],
+    node_free: NDArray[np.float64],
+    whole: NDArray[np.int64],
+    held: NDArray[np.int64],
+    d: int,
+    n: int,
+) -> bool:
+    """``has_capacity`` where every demand is whole devices, of which ``whole`` ``(N,)`` are free."""
+    for k in range(demand.shape[1]):
+        if demand[d, k] > node_free[n, k] + EPS:
+            return False
+    if max_per_node[d] > 0 and held[n, d] >= max_per_node[d]:
+        return False
+    return bool(demand[d, 0] <= EPS or whole[n] + EPS >= demand[d, 0])
 
 
 @kernel
@@ -331,27 +358,101 @@ def move_masks(
         new_node: ``(>=T, >=D)``, written: a new node of type t may take a replica of d.
     """
     num_nodes, num_deployments = st.node_type.shape[0], spec.demand.shape[0]
-    num_types = spec.type_capacity.shape[0]
     source[:] = 0.0
     destination[:] = 0.0
     new_node[:] = 0.0
-    counts = count_nodes(st, num_types)
-    takers = np.zeros(num_deployments, np.int64)  # how many could take one
-    _mark_destinations(spec, st, now_s, limits, destination, takers)
-    for t in range(num_types):
-        for d in range(num_deployments):
+    counts = count_nodes(st, spec.type_capacity.shape[0])
+    takers = np.zeros(num_deployments, np.int64)
+    is_open = np.zeros(num_nodes, np.bool_)
+    open_nodes(st, now_s, limits, is_open)
+    mark_destinations(spec, st, is_open, destination, takers)
+    mark_new_nodes(spec, counts, limits, new_node, takers)
+    if moves_in_flight(st) >= limits.max_concurrent_moves:
+        return
+    can_leave, may_move = np.zeros(num_nodes, np.bool_), np.zeros(num_deployments, np.bool_)
+    for n in range(num_nodes):
+        can_leave[n] = source_node_reason(spec, st, counts, n) == _ALLOWED
+    cooled_deployments(spec, st, now_s, limits, may_move)
+    rows = np.arange(st.replica_phase.shape[0])
+    mark_sources(st, rows, rows.shape[0], can_leave, may_move, destination, takers, source)
+
+
+@inner
+def open_nodes(st: StateArrays, now_s: float, limits: Limits, is_open: NDArray[np.bool_]) -> bool:
+    """Writes ``(N,)``: ``destination_node_reason`` is none. Returns whether that was written there before."""
+    is_same = True
+    for n in range(is_open.shape[0]):
+        before, is_open[n] = is_open[n], destination_node_reason(st, now_s, limits, n) == _ALLOWED
+        is_same &= is_open[n] == before
+    return is_same
+
+
+@inner
+def cooled_deployments(
+    spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, may_move: NDArray[np.bool_]
+) -> bool:
+    """Writes ``(D,)``: neither opted out nor in their cooldown; see ``replica_reason``.
+
+    Returns:
+        Whether that was written there before.
+    """
+    is_movable, moved_s, cooldown_s, is_same = (
+        spec.is_movable,
+        st.deployment_moved_s,
+        limits.deployment_cooldown_s,
+        True,
+    )
+    for d in range(is_movable.shape[0]):
+        before, may_move[d] = may_move[d], is_movable[d] and not _is_cooling(now_s, moved_s[d], cooldown_s)
+        is_same &= may_move[d] == before
+    return is_same
+
+
+@inner
+def mark_new_nodes(
+    spec: SpecArrays,
+    counts: NDArray[np.int64],
+    limits: Limits,
+    new_node: NDArray[np.float32],
+    takers: NDArray[np.int64],
+) -> None:
+    """Writes 1 into the mask of new nodes where it is due, and counts it as a taker."""
+    if not limits.allow_new_nodes:
+        return
+    for t in range(counts.shape[0]):
+        for d in range(takers.shape[0]):
             if new_node_reason(spec, counts, limits, d, t) == _ALLOWED:
                 new_node[t, d] = 1.0
                 takers[d] += 1
-    in_flight = moves_in_flight(st)
-    if in_flight >= limits.max_concurrent_moves:
-        return
-    can_leave = np.zeros(num_nodes, np.bool_)
-    for n in range(num_nodes):
-        can_leave[n] = source_node_reason(spec, st, counts, n) == _ALLOWED
+
+
+@inner
+def mark_sources(
+    st: StateArrays,
+    rows: NDArray[np.int64],
+    num_rows: int,
+    can_leave: NDArray[np.bool_],
+    may_move: NDArray[np.bool_],
+    destination: NDArray[np.float32],
+    takers: NDArray[np.int64],
+    source: NDArray[np.float32],
+) -> None:
+    """Writes 1 into the mask of sources where it is due.
+
+    Args:
+        st: State, in which no more moves may be in flight than the limit allows.
+        rows: Replica rows; all that are used are among them.
+        num_rows: How many.
+        can_leave: ``(N,)`` ``source_node_reason`` is none.
+        may_move: ``(D,)`` ``cooled_deployments``.
+        destination: Mask of destinations.
+        takers: ``(D,)`` nodes and new nodes that may take a replica.
+        source: Zero, written.
+    """
     phase, node, deployment, peer = st.replica_phase, st.replica_node, st.replica_deployment, st.replica_peer
-    may_move, spans = deployments_that_may_move(spec, st, now_s, limits), st.replica_spans
-    for r in range(phase.shape[0]):
+    spans = st.replica_spans
+    for i in range(num_rows):
+        r = rows[i]
         if phase[r] != _RUNNING or peer[r] >= 0 or spans[r]:
             continue
         n, d = node[r], deployment[r]
@@ -360,30 +461,22 @@ def move_masks(
 
 
 @inner
-def deployments_that_may_move(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits) -> NDArray[np.bool_]:
-    """``(D,)`` neither opted out nor in their cooldown; see ``replica_reason``."""
-    may_move = np.zeros(spec.is_movable.shape[0], np.bool_)
-    for d in range(may_move.shape[0]):
-        is_cooling = _is_cooling(now_s, st.deployment_moved_s[d], limits.deployment_cooldown_s)
-        may_move[d] = spec.is_movable[d] and not is_cooling
-    return may_move
-
-
-@inner
-def _mark_destinations(
+def mark_destinations(
     spec: SpecArrays,
     st: StateArrays,
-    now_s: float,
-    limits: Limits,
+    is_open: NDArray[np.bool_],
     destination: NDArray[np.float32],
     takers: NDArray[np.int64],
 ) -> None:
-    """``destination_reason`` of every cell at once: what a node has is looked up once for all deployments."""
+    """``destination_reason`` of every cell at once: what a node has is looked up once for all deployments.
+
+    Writes 1 into the mask where a node may take a replica, and counts it as a taker; ``is_open`` is ``open_nodes``.
+    """
     demand, fits_type, sums_gpus, max_per_node = spec.demand, spec.fits_type, spec.sums_gpus, spec.max_per_node
     node_type, node_free, gpu_free, node_held = st.node_type, st.node_free, st.gpu_free, st.node_held
-    num_resources = demand.shape[1]
+    num_resources, least_demand = demand.shape[1], spec.least_demand
     for n in range(node_type.shape[0]):
-        if destination_node_reason(st, now_s, limits, n) != _ALLOWED:
+        if not is_open[n] or is_full(least_demand, node_free, n):
             continue
         t, whole, largest = node_type[n], 0, 0.0
         for g in range(gpu_free.shape[1]):
@@ -406,6 +499,15 @@ def _mark_destinations(
             takers[d] += 1
 
 
+@inner
+def is_full(least_demand: NDArray[np.float64], node_free: NDArray[np.float64], n: int) -> bool:
+    """Whether node ``n`` lacks what every deployment asks for; the arguments are the fields of these names."""
+    lacks = False
+    for k in range(least_demand.shape[0]):
+        lacks |= least_demand[k] > node_free[n, k] + EPS
+    return lacks
+
+
 def check_move(state: ClusterState, move: Move, limits: Limits) -> Verdict:
     """Whether one move may be made now.
 
@@ -422,9 +524,9 @@ def check_move(state: ClusterState, move: Move, limits: Limits) -> Verdict:
 
 
 @kernel
-def move_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, r: int, n: int) -> int:
-    """``check_move`` as a ``Reason``."""
-    reason = source_reason(spec, st, now_s, limits, r, moves_in_flight(st))
+def move_reason(spec: SpecArrays, st: StateArrays, now_s: float, limits: Limits, r: int, n: int, top: int = -1) -> int:
+    """``check_move`` as a ``Reason``; see ``moves_in_flight``."""
+    reason = source_reason(spec, st, now_s, limits, r, moves_in_flight(st, top))
     if reason != _ALLOWED:
         return int(reason)
     num_nodes, num_types = st.node_type.shape[0], spec.type_capacity.shape[0]

@@ -14,7 +14,7 @@ from rayfold.envs.bound import bound_usd_per_h
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import EPS
 from rayfold.envs.dynamics import fresh_tally, launch_move, step
-from rayfold.envs.encoding import encoder_constants
+from rayfold.envs.encoding import encoder_constants, parts_of
 from rayfold.envs.evacuation import new_workspace
 from rayfold.envs.hidden import CURSOR, LOG_CANCELLED, NUM_ENDED, Hidden, constants_of, fresh_hidden
 from rayfold.envs.initial_state import num_replica_rows
@@ -123,6 +123,7 @@ class Simulator:
         """
         if num_steps > self.num_steps_left:
             raise ValueError(f"num_steps must be <= {self.num_steps_left}, got {num_steps}")
+        self._tally.rows[:] = -1  # the arrays may have been written from outside
         self._clock[NOW_S] = step(
             self.spec.arrays,
             self._arrays,
@@ -177,6 +178,7 @@ class Simulator:
         """
         if num_steps > self.num_steps_left:
             raise ValueError(f"num_steps must be <= {self.num_steps_left}, got {num_steps}")
+        self._tally.rows[:] = -1
         started = act(
             self.spec.arrays,
             self._arrays,
@@ -209,6 +211,7 @@ class Simulator:
             const=self._const,
             limits=self.limits,
             encoder=encoder_constants(self.spec),
+            last=parts_of(np.zeros(layout.size, np.float32), layout),
             layout=layout,
             steps_per_tick=steps_per_tick,
             clock=self._clock,

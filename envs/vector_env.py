@@ -19,7 +19,7 @@ from rayfold.envs.encoding import Parts, parts_of
 from rayfold.envs.episode import Episode, scenario_layout
 from rayfold.envs.layout import ObsLayout
 from rayfold.envs.scenario import Scenario, Split
-from rayfold.envs.views import address_of, row_of
+from rayfold.envs.views import Handle, address_of, row_of
 
 __all__ = ["CompactionVectorEnv"]
 
@@ -90,6 +90,7 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         self._parts_table = np.tile(row, (self.num_envs, 1))
         first, width = self._parts_table.ctypes.data, self._parts_table.strides[0]
         self._parts_addresses = first + width * np.arange(self.num_envs)
+        self._parts_handle = Handle(self._parts)
         self._lay_down_all()
         self._pool = ThreadPoolExecutor(self._num_threads) if self._num_threads > 1 else None
 
@@ -97,6 +98,8 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         """All but the addresses and the threads."""
         local = {
             "_parts",
+            "_parts_handle",
+            "_world_handle",
             "_address_columns",
             "_offsets",
             "_parts_table",
@@ -120,8 +123,8 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         return episode
 
     def _new_obs(self) -> NDArray[np.float32]:
-        """Zero observations ``(B, size)``, their addresses in the table of parts."""
-        obs = np.zeros((self.num_envs, self.layout.size), np.float32)
+        """Observations ``(B, size)`` that are not written yet, their addresses in the table of parts."""
+        obs = np.empty((self.num_envs, self.layout.size), np.float32)
         rows = obs.ctypes.data + obs.strides[0] * np.arange(self.num_envs)
         self._parts_table[:, self._address_columns] = rows[:, None] + self._offsets
         return obs
@@ -129,6 +132,7 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
     def _lay_down_all(self) -> None:
         self._worlds = [episode.world() for episode in self.episodes]
         self._addresses = np.array([address_of(world, self._worlds[0]) for world in self._worlds], np.int64)
+        self._world_handle = Handle(self._worlds[0]) if self._worlds else None
 
     def _lay_down(self, b: int) -> None:
         self._worlds[b] = self.episodes[b].world()
@@ -146,7 +150,7 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         self._lay_down_all()
         self._ended[:] = False
         obs = self._new_obs()
-        encode_batch(self._worlds[0], self._parts, self._addresses, self._parts_addresses, self._ended)
+        encode_batch(self._world_handle, self._parts_handle, self._addresses, self._parts_addresses, self._ended)
         return obs, {}
 
     def step(self, actions: NDArray[np.int64]) -> _Arrays:
@@ -160,13 +164,15 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
     def _step(self, actions: NDArray[np.int64], *, is_encoded: bool) -> _Arrays:
         actions = np.ascontiguousarray(actions, np.int64)
         obs = self._new_obs()
+        if not is_encoded:
+            obs[:] = 0.0
         reward = np.zeros(self.num_envs)
         truncated = np.zeros(self.num_envs, np.bool_)
 
         def run(first: int, end: int) -> None:
             step_batch(
-                self._worlds[0],
-                self._parts,
+                self._world_handle,
+                self._parts_handle,
                 self._addresses,
                 self._parts_addresses,
                 first,
@@ -189,7 +195,7 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
             for b in map(int, np.flatnonzero(self._ended)):
                 self.episodes[b] = self._begin(b)
                 self._lay_down(b)
-            encode_batch(self._worlds[0], self._parts, self._addresses, self._parts_addresses, ~self._ended)
+            encode_batch(self._world_handle, self._parts_handle, self._addresses, self._parts_addresses, ~self._ended)
         self._ended = truncated.copy()
         return obs, reward, np.zeros(self.num_envs, np.bool_), truncated, {}
 

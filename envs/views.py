@@ -20,7 +20,7 @@ from numba.core.datamodel import models
 from numba.core.typing.templates import AttributeTemplate
 from numba.np import arrayobj, numpy_support
 
-__all__ = ["Ref", "address_of", "at", "by_reference", "ref_type", "row_of"]
+__all__ = ["Handle", "Ref", "address_of", "at", "by_reference", "ref_type", "row_of"]
 
 _extending: Any = extending  # their helpers are not annotated
 _numpy: Any = arrayobj
@@ -41,12 +41,9 @@ class Ref(types.Type):
     def __init__(self, cls: type[Any], fields: tuple[types.Type, ...]) -> None:
         self.cls, self.fields = cls, fields
         digest = hashlib.sha256(repr((cls, fields)).encode()).hexdigest()[:12]
-        super().__init__(name=f"Ref[{cls.__name__}:{digest}]")  # short: it is a part of every symbol
-
-    @property
-    def key(self) -> Any:
-        """What makes two types the same."""
-        return self.cls, self.fields
+        super().__init__(
+            name=f"Ref[{cls.__name__}:{digest}]"
+        )  # short: it is a part of every symbol, and what makes two types the same
 
     def field(self, name: str) -> tuple[int, types.Type]:
         """Where in the row a field begins, and its type."""
@@ -146,6 +143,20 @@ def address_of(value: Any, like: Any) -> int:
         raise TypeError(f"expected {ref_type(like)}, got {ref_type(value)}")
     address: int = value._address
     return address
+
+
+class Handle:
+    """A tuple marked ``by_reference``, as cheaply as a kernel can be given it: its type is looked at once.
+
+    Args:
+        value: The tuple, which is kept alive.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value, self.kind, self._address = value, ref_type(value), value._address
+
+
+_extending.typeof_impl.register(Handle)(lambda handle, context: handle.kind)
 
 
 @_extending.register_model(Ref)

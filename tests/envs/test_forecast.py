@@ -105,8 +105,35 @@ def test_futures_have_the_quantiles_of_the_band() -> None:
     assert futures.shape == (20_000, 12, 2)
     for share in (0.05, 0.5, 0.95):
         below = (futures <= made.quantile(100.0, recent, 2 * HOUR_S, share)).mean(axis=0)
-        np.testing.assert_allclose(below, share, atol=4.0 * math.sqrt(share * (1 - share) / 20_000))
-    np.testing.assert_allclose(made.quantile(100.0, recent, HOUR_S, 0.5), made.median(100.0, recent, HOUR_S))
+        step = 1.0 / len(rates)  # paths repeat as many moments
+        np.testing.assert_allclose(below, share, atol=step + 4.0 * math.sqrt(share * (1 - share) / 20_000))
+
+
+def test_futures_repeat_what_the_history_was_wrong_by() -> None:
+    """By hand, a flat profile that nothing deviates from: each path is a run of the history, end to start."""
+    rates = np.array([5.0, 5.0, 5.0, 9.0, 5.0, 2.0])[:, None]
+    made = fit_forecaster(rates, HOUR_S)
+    still = made.history._replace(level=np.full((6, 1), math.log1p(5.0 / made.shift_rps[0])))
+    flat = math.log1p(5.0 / made.shift_rps[0])
+    made = replace(
+        made,
+        profile=np.full((1, 1), flat),
+        history=still._replace(mean_without=np.full((1, 1), flat)),
+        weight=np.zeros(1),
+    )
+    futures = made.sample(0.0, np.array([5.0]), 3 * HOUR_S, 300, np.random.default_rng(0))[:, :, 0]
+    runs = {tuple(np.roll(rates[:, 0], -first)[:3].tolist()) for first in range(6)}
+    assert {tuple(path) for path in futures.round(9).tolist()} == runs
+
+
+def test_what_fails_together_fails_together_in_futures() -> None:
+    """Two deployments that stop in the same hours at random: of a future's hours with one at rest the other is, too."""
+    is_on = np.random.default_rng(0).random((7 * 24, 1)) < 0.7
+    made = fit_forecaster(np.where(is_on, [8.0, 3.0], 0.0), HOUR_S)
+    futures = made.sample(0.0, np.array([8.0, 3.0]), 6 * HOUR_S, 500, np.random.default_rng(1))
+    rests = futures < 0.5 * np.array([8.0, 3.0])
+    assert 0.1 < rests[..., 0].mean() < 0.5
+    assert (rests[..., 0] == rests[..., 1]).mean() > 0.98
 
 
 def test_noise_is_measured_on_days_that_the_profile_has_not_seen() -> None:
@@ -168,7 +195,7 @@ def test_no_future_beyond_the_peak() -> None:
     rng = np.random.default_rng(1)
     assert made.sample(0.0, np.array([20.0]), DAY_S, 500, rng).max() == pytest.approx(20.0)
     assert made.quantile(0.0, np.array([20.0]), DAY_S, 0.999).max() == pytest.approx(20.0)
-    new = replace(made, usual=np.zeros(1), noise=np.full((1, 1), 0.1), profile=np.zeros((1, 1)))
+    new = replace(made, usual=np.zeros(1), noise=np.full((1, 1), 0.1), profile=np.zeros((1, 1)), weight=np.zeros(1))
     z = math.log1p(60.0 / new.shift_rps[0]) + 0.1
     highest = new.sample(0.0, np.array([60.0]), HOUR_S, 500, rng).max()
     assert highest == pytest.approx(new.shift_rps[0] * math.expm1(z))

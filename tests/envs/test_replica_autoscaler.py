@@ -15,7 +15,7 @@ from ray.serve import autoscaling_policy
 from ray.serve._private.common import DeploymentID
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
-from rayfold.envs.replica_autoscaler import decide_target
+from rayfold.envs.replica_autoscaler import decide_target, wish_cuts
 
 FOREVER_S = math.inf
 ID = DeploymentID(name="d", app_name="a")
@@ -269,3 +269,36 @@ def test_the_comparison_can_fail(rule: Rule) -> None:
         config, steps = random_case(seed)
         differing += our_targets(config, steps, rule) != rays_targets(config, steps)
     assert differing > 0
+
+
+def test_cuts_tell_what_the_rule_wishes() -> None:
+    """Second route: between the cuts the rule itself gives just that wish, and before its delay the same target.
+
+    Requests lie on whole replicas, a hair beside them, and anywhere. Where the cuts say nothing little is left out.
+    """
+    rng, said, asked, later_s = random.Random(0), 0, 0, 1e9
+    for _ in range(20_000):
+        low, high = rng.choice([0, 1, 2]), rng.choice([3, 9, 40])
+        target = rng.randint(low, high)
+        running = rng.choice([0, target, rng.randint(0, high)])
+        ongoing, up, down = rng.choice([0.3, 1.0, 2.0, 7.7]), rng.choice([1.0, 1.0, 1.5]), rng.choice([1.0, 1.0, 0.5])
+        whole = rng.randint(0, high + 2) * ongoing
+        total = max(0.0, rng.choice([whole, whole + 1e-14, whole - 1e-14, whole * (1 + 1e-6), rng.uniform(0, whole)]))
+        kept = rng.choice([Kept(target), Kept(target, 3.0, 1), Kept(target, 3.0, -1)])
+        cuts = wish_cuts(running, target, ongoing, up, down, low, high)
+        want = None
+        if total <= cuts[0]:
+            want = Kept(target, 3.0 if kept.direction == -1 else 50.0, -1)
+        elif cuts[1] <= total <= cuts[2]:
+            want = Kept(target)
+        elif total >= cuts[3]:
+            want = Kept(target, 3.0 if kept.direction == 1 else 50.0, 1)
+        is_plain = up == down == 1.0 and running == target > 0
+        asked += is_plain
+        said += is_plain and want is not None
+        if want is not None:
+            delays = {"up_s": later_s, "down_s": later_s, "zero_s": later_s}
+            got = decide(50.0, total, running, kept, ongoing=ongoing, up=up, down=down, low=low, high=high, **delays)
+            assert got == want, (total, running, kept, ongoing)
+    assert said > 0.5 * asked > 1000  # the rest lies within a hair of a whole number
+    assert all(math.isnan(cut) for cut in wish_cuts(4, 4, 2.0, 1.0, 1.0, 0, 8, 2))  # a gang: left to the rule
