@@ -383,7 +383,7 @@ def open_nodes(st: StateArrays, now_s: float, limits: Limits, is_open: NDArray[n
     is_same = True
     for n in range(is_open.shape[0]):
         before, is_open[n] = is_open[n], destination_node_reason(st, now_s, limits, n) == _ALLOWED
-        is_same &= is_open[n] == before
+        is_same = is_same and bool(is_open[n] == before)
     return is_same
 
 
@@ -404,7 +404,7 @@ def cooled_deployments(
     )
     for d in range(is_movable.shape[0]):
         before, may_move[d] = may_move[d], is_movable[d] and not _is_cooling(now_s, moved_s[d], cooldown_s)
-        is_same &= may_move[d] == before
+        is_same = is_same and bool(may_move[d] == before)
     return is_same
 
 
@@ -504,7 +504,7 @@ def is_full(least_demand: NDArray[np.float64], node_free: NDArray[np.float64], n
     """Whether node ``n`` lacks what every deployment asks for; the arguments are the fields of these names."""
     lacks = False
     for k in range(least_demand.shape[0]):
-        lacks |= least_demand[k] > node_free[n, k] + EPS
+        lacks = lacks or bool(least_demand[k] > node_free[n, k] + EPS)
     return lacks
 
 

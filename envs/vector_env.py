@@ -90,7 +90,7 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         self._parts_table = np.tile(row, (self.num_envs, 1))
         first, width = self._parts_table.ctypes.data, self._parts_table.strides[0]
         self._parts_addresses = first + width * np.arange(self.num_envs)
-        self._parts_handle = Handle(self._parts)
+        self._parts_handle: Any = Handle(self._parts)  # to a kernel it is the tuple
         self._lay_down_all()
         self._pool = ThreadPoolExecutor(self._num_threads) if self._num_threads > 1 else None
 
@@ -132,7 +132,7 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
     def _lay_down_all(self) -> None:
         self._worlds = [episode.world() for episode in self.episodes]
         self._addresses = np.array([address_of(world, self._worlds[0]) for world in self._worlds], np.int64)
-        self._world_handle = Handle(self._worlds[0]) if self._worlds else None
+        self._world_handle: Any = Handle(self._worlds[0]) if self._worlds else None
 
     def _lay_down(self, b: int) -> None:
         self._worlds[b] = self.episodes[b].world()
