@@ -324,7 +324,7 @@ class ClusterSpec:
         return self.settings.scheduling is SchedulingStrategy.PACK and not any(is_group)
 
 
-def _type_arrays(spec: ClusterSpec) -> dict[str, NDArray[Any]]:
+def _type_arrays(spec: ClusterSpec) -> dict[str, Any]:
     types, names = spec.node_types, spec.resource_names
     return {
         "type_capacity": np.array([[t.resources.get(n, 0.0) for n in names] for t in types], np.float64),
@@ -345,7 +345,7 @@ def _type_arrays(spec: ClusterSpec) -> dict[str, NDArray[Any]]:
     }
 
 
-def _demand_arrays(spec: ClusterSpec) -> dict[str, NDArray[Any]]:
+def _demand_arrays(spec: ClusterSpec) -> dict[str, Any]:
     """What replicas ask for, where it fits, and what it costs at least."""
     types, deps, names = spec.node_types, spec.deployments, spec.resource_names
     capacity = np.array([[t.resources.get(n, 0.0) for n in names] for t in types], np.float64)
@@ -391,7 +391,7 @@ def _demand_arrays(spec: ClusterSpec) -> dict[str, NDArray[Any]]:
     }
 
 
-def _deployment_arrays(deployments: tuple[Deployment, ...]) -> dict[str, NDArray[Any]]:
+def _deployment_arrays(deployments: tuple[Deployment, ...]) -> dict[str, Any]:
     """Settings of Serve and of the process, per replica or gang."""
     gang = np.array([d.gang_size for d in deployments], np.int64)
     scaling = [d.autoscaling for d in deployments]

@@ -247,7 +247,7 @@ def _encode_evacuations(
     out: NDArray[np.float32],
     evacuate_mask: NDArray[np.float32],
 ) -> None:
-    count = work.count
+    count = work.num_moves
     plan_evacuations(spec, st, destination_mask, work, count)
     node_type, price, deployment = st.node_type, spec.type_price_usd_per_h, st.replica_deployment
     begin, rows, move_usd = work.begin, work.rows, const.move_usd

@@ -57,7 +57,7 @@ class Workspace(NamedTuple):
     takers: NDArray[np.int64]  # (D,) nodes and new nodes that may take a replica
     by_deployment: NDArray[np.int64]  # (D, 5) replicas by phase
     by_node: NDArray[np.int64]  # (N, 3) replicas held, leaving, arriving
-    count: NDArray[np.int64]  # (N,) plan_evacuation
+    num_moves: NDArray[np.int64]  # (N,) plan_evacuation
     is_blocked: NDArray[np.bool_]  # (N,) some replica may not leave the node
     begin: NDArray[np.int64]  # (N + 1,) where the node's replicas begin in rows
     rows: NDArray[np.int64]  # (R,) replicas that would have to leave, node by node, largest demand first
@@ -85,7 +85,7 @@ def new_workspace(st: StateArrays) -> Workspace:
         takers=np.zeros(num_deployments, np.int64),
         by_deployment=np.zeros((num_deployments, 5), np.int64),
         by_node=np.zeros((num_nodes, 3), np.int64),
-        count=np.zeros(num_nodes, np.int64),
+        num_moves=np.zeros(num_nodes, np.int64),
         is_blocked=np.zeros(num_nodes, np.bool_),
         begin=np.zeros(num_nodes + 1, np.int64),
         rows=np.zeros(num_replicas, np.int64),
