@@ -21,7 +21,7 @@ from rayfold.errors import ClusterError, InputError
 from rayfold.serving.decider import Decider
 from rayfold.serving.decision import Mode, jsonable
 from rayfold.serving.live_settings import LiveSettings, settings_as_json
-from rayfold.serving.metrics import CONTENT_TYPE, Gauges
+from rayfold.serving.metrics import CONTENT_TYPE
 from rayfold.serving.state_view import describe_state
 
 __all__ = ["Controls", "make_api"]
@@ -164,7 +164,7 @@ def _add_reading(api: FastAPI, controls: Controls, guarded: list[Any]) -> None:
     @api.get("/state", dependencies=guarded, openapi_extra=_OPTIONAL_TOKEN, responses=_told(401))
     def state() -> dict[str, Any]:
         """The last snapshot, the mode, why it is paused, who holds the lease, and what happened lately."""
-        seen = describe_state(decider.last_state) if decider.last_state else {}
+        seen = describe_state(decider.last_state, decider.tenants) if decider.last_state else {}
         about = {"mode": decider.mode, "paused": decider.paused, "lease_held": controls.lease_held()}
         return {**seen, **about, "events": decider.journal.events(_RECENT_EVENTS)}
 
@@ -203,13 +203,7 @@ def _add_reading(api: FastAPI, controls: Controls, guarded: list[Any]) -> None:
     )
     def metrics() -> PlainTextResponse:
         """For Prometheus."""
-        gauges = Gauges(
-            mode=decider.mode,
-            is_paused=bool(decider.paused),
-            holds_lease=controls.lease_held(),
-            moves_open=len(decider.journal.open_moves()),
-        )
-        return PlainTextResponse(decider.metrics.text(gauges), media_type=CONTENT_TYPE)
+        return PlainTextResponse(decider.metrics.text(decider.gauges(controls.lease_held())), media_type=CONTENT_TYPE)
 
     @api.get(
         "/settings",

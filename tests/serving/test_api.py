@@ -230,7 +230,7 @@ def test_metrics_are_what_prometheus_reads(served: Served) -> None:
     answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     families = {f.name: f for f in text_string_to_metric_families(answer.text)}
-    kinds = {f"rayfold_{name.removesuffix('_total')}": kind for name, (kind, _) in NAMES.items()}
+    kinds = {f"rayfold_{name.removesuffix('_total')}": kind for name, (kind, _, _) in NAMES.items()}
     assert {name: family.type for name, family in families.items()} == kinds
     samples = {(s.name, tuple(s.labels.values())): s.value for f in families.values() for s in f.samples}
     assert samples["rayfold_decisions_total", ("act", "started")] == 1.0

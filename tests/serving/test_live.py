@@ -3,6 +3,7 @@
 The cluster is that of ``live_cluster``. Every test leaves its five replicas serving, up to the last one.
 """
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -31,7 +32,7 @@ from rayfold.serving.attach import deploy_decider, detach_controller, serve_deci
 from rayfold.serving.decision import Mode
 from rayfold.serving.executor import ServeExecutor, call_controller, serve_controller
 from rayfold.serving.lease import GcsStore, Lease
-from rayfold.serving.live_moves import MoveRecord
+from rayfold.serving.live_moves import FINAL, MoveRecord
 from rayfold.serving.load import HttpLoad
 from rayfold.serving.state_file import save_snapshot
 from tests.envs.clusters import constant_traffic
@@ -328,6 +329,63 @@ def test_fenced_node_takes_no_new_replica(live: Live, executor: ServeExecutor) -
     serve.delete("late")
     call_controller(controller_patch.fence, state.node_ids[fenced], 0.0)
     wait_until("five replicas", lambda: is_calm(snapshot(), 5))
+
+
+def test_burst_in_the_middle_of_an_evacuation(live: Live) -> None:
+    """Ten users become sixty while a node is emptied: what Serve scales up stays off it, and nobody goes unserved.
+
+    The scale-up is that of Serve's own autoscaler.
+    """
+    from ray import serve
+
+    _deploy_autoscaled()
+    limits = Limits(max_concurrent_moves=10, deployment_cooldown_s=0.0)
+    state, executor = snapshot(), ServeExecutor(fence_s=60.0)
+    plan = BestFit(limits).plan(state, np.random.default_rng(0))
+    (source,) = {int(state.arrays.replica_node[move.replica_idx]) for move in plan.moves}
+    urls = [f"{live.url}/burst", f"{live.url}/plain", f"{live.url}/pack"]
+    with HttpLoad(urls, num_clients=10, think_s=0.0) as calm, contextlib.ExitStack() as later:
+        wait_until("load to flow", lambda: calm.stats("start").requests > 50)
+        move_ids = [executor.start(state, move) for move in plan.moves]
+        wait_until("a replacement", lambda: any(s.replacement_id for s in executor.statuses().values()))
+        burst = later.enter_context(HttpLoad(urls[:1], num_clients=50, think_s=0.0))
+        assert any(status.phase not in FINAL for status in executor.statuses().values())
+        for move_id in move_ids:
+            assert finish(executor, move_id) == MovePhase.DONE, executor.statuses()[move_id]
+        wait_until("the scale-up", lambda: len(replicas_of(snapshot(), "burst/burst")) == 6)
+        wait_until("load after it", lambda: burst.stats("start").requests > 500)
+    after = snapshot()
+    assert state.node_ids[source] not in {after.node_ids[n] for n in after.arrays.replica_node}
+    for load in (calm, burst):
+        assert load.stats("start").failed == 0, load.stats("start").errors
+    executor.detach()
+    serve.delete("burst")
+    wait_until("five replicas", lambda: is_calm(snapshot(), 5))
+
+
+def _deploy_autoscaled() -> None:
+    """Deploys ``/burst``: two replicas of a tenth of a GPU, up to six where more than five requests wait for each."""
+    from ray import serve
+
+    from rayfold.serving import demo_apps
+
+    scaling = {
+        "min_replicas": 2,
+        "max_replicas": 6,
+        "target_ongoing_requests": 5,
+        "upscale_delay_s": 0.5,
+        "downscale_delay_s": 600.0,
+        "look_back_period_s": 2.0,
+        "metrics_interval_s": 0.5,
+    }
+    deployment: Any = serve.deployment(
+        name="burst",
+        autoscaling_config=scaling,
+        ray_actor_options={"num_cpus": 1, "num_gpus": 0.1},
+        max_ongoing_requests=20,
+        graceful_shutdown_wait_loop_s=1.0,
+    )(demo_apps.Echo)
+    serve.run(deployment.bind("burst"), name="burst", route_prefix="/burst")
 
 
 def test_live_snapshot_encodes_as_the_equal_hand_built_state(live: Live) -> None:
