@@ -136,7 +136,9 @@ def _start(wish: Path) -> Iterator[Live]:
     from rayfold.serving import demo_apps
     from rayfold.serving.local_cluster import LocalCluster, free_port
 
-    with LocalCluster(node_types=[NODE_TYPE], idle_timeout_s=SETTINGS.idle_timeout_s) as cluster:
+    # A raylet that was killed is missed after five checks that are refused; one that is slow has ten seconds for each.
+    soon = {"RAY_health_check_period_ms": "1000"}
+    with LocalCluster(node_types=[NODE_TYPE], idle_timeout_s=SETTINGS.idle_timeout_s, extra_env=soon) as cluster:
         cluster.connect()
         request_nodes(3)
         wait_until("three nodes to join", lambda: num_nodes() == 3, 90.0)

@@ -331,24 +331,22 @@ def test_fenced_node_takes_no_new_replica(live: Live, executor: ServeExecutor) -
     wait_until("five replicas", lambda: is_calm(snapshot(), 5))
 
 
+@pytest.mark.usefixtures("autoscaled")
 def test_burst_in_the_middle_of_an_evacuation(live: Live) -> None:
     """Ten users become sixty while a node is emptied: what Serve scales up stays off it, and nobody goes unserved.
 
     The scale-up is that of Serve's own autoscaler.
     """
-    from ray import serve
-
-    _deploy_autoscaled()
     limits = Limits(max_concurrent_moves=10, deployment_cooldown_s=0.0)
     state, executor = snapshot(), ServeExecutor(fence_s=60.0)
     plan = BestFit(limits).plan(state, np.random.default_rng(0))
     (source,) = {int(state.arrays.replica_node[move.replica_idx]) for move in plan.moves}
     urls = [f"{live.url}/burst", f"{live.url}/plain", f"{live.url}/pack"]
-    with HttpLoad(urls, num_clients=10, think_s=0.0) as calm, contextlib.ExitStack() as later:
+    with HttpLoad(urls, num_clients=10) as calm, contextlib.ExitStack() as later:
         wait_until("load to flow", lambda: calm.stats("start").requests > 50)
         move_ids = [executor.start(state, move) for move in plan.moves]
         wait_until("a replacement", lambda: any(s.replacement_id for s in executor.statuses().values()))
-        burst = later.enter_context(HttpLoad(urls[:1], num_clients=50, think_s=0.0))
+        burst = later.enter_context(HttpLoad(urls[:1], num_clients=50))
         assert any(status.phase not in FINAL for status in executor.statuses().values())
         for move_id in move_ids:
             assert finish(executor, move_id) == MovePhase.DONE, executor.statuses()[move_id]
@@ -359,12 +357,11 @@ def test_burst_in_the_middle_of_an_evacuation(live: Live) -> None:
     for load in (calm, burst):
         assert load.stats("start").failed == 0, load.stats("start").errors
     executor.detach()
-    serve.delete("burst")
-    wait_until("five replicas", lambda: is_calm(snapshot(), 5))
 
 
-def _deploy_autoscaled() -> None:
-    """Deploys ``/burst``: two replicas of a tenth of a GPU, up to six where more than five requests wait for each."""
+@pytest.fixture
+def autoscaled(live: Live) -> Iterator[None]:
+    """``/burst``: two replicas of a tenth of a GPU, up to six where more than three requests wait for each."""
     from ray import serve
 
     from rayfold.serving import demo_apps
@@ -372,7 +369,7 @@ def _deploy_autoscaled() -> None:
     scaling = {
         "min_replicas": 2,
         "max_replicas": 6,
-        "target_ongoing_requests": 5,
+        "target_ongoing_requests": 3,
         "upscale_delay_s": 0.5,
         "downscale_delay_s": 600.0,
         "look_back_period_s": 2.0,
@@ -386,6 +383,9 @@ def _deploy_autoscaled() -> None:
         graceful_shutdown_wait_loop_s=1.0,
     )(demo_apps.Echo)
     serve.run(deployment.bind("burst"), name="burst", route_prefix="/burst")
+    yield
+    serve.delete("burst")
+    wait_until("five replicas", lambda: is_calm(snapshot(), 5))
 
 
 def test_live_snapshot_encodes_as_the_equal_hand_built_state(live: Live) -> None:

@@ -403,9 +403,9 @@ def _releasable(node_id: str) -> bool:
 
 def _refuse_wish(bench: Bench, key: str, reason: str) -> None:
     """Wishes a replica moved, and waits for a decision that refuses it for this reason, and starts nothing."""
-    before = ask(f"{bench.url}/moves")
+    before, newest = ask(f"{bench.url}/moves"), ask(f"{bench.url}/decisions?limit=1")[0]["id"]
     write_wish(bench, key)
-    wait_until(f"a refusal: {reason}", lambda: _has_refused(bench.url, reason))
+    wait_until(f"a refusal: {reason}", lambda: _has_refused(bench.url, reason, newest))
     bench.gate("wish", is_open=False)
     assert ask(f"{bench.url}/moves") == before
 
@@ -493,5 +493,6 @@ def test_of_two_deciders_one_acts(calm: Bench, rival: str) -> None:
     assert ask(f"{rival}/state")["lease_held"] is False
 
 
-def _has_refused(url: str, why: str) -> bool:
-    return any(move["reason"].endswith(why) for decision in ask(f"{url}/decisions") for move in decision["moves"])
+def _has_refused(url: str, why: str, after_id: int = 0) -> bool:
+    newer = [decision for decision in ask(f"{url}/decisions") if decision["id"] > after_id]
+    return any(move["reason"].endswith(why) for decision in newer for move in decision["moves"])
