@@ -2,11 +2,11 @@
 
 python benchmarks/live_compare.py [--json out/live_compare.json]
 
-Three 4-GPU nodes, full; then every application is scaled down to half, and two replicas' worth is left on each node, so
-that two nodes would do. In the scenario ``plain`` all replicas are actors of one GPU; in ``group`` the third node holds a
-placement group (PACK) of two bundles instead. Everywhere Serve packs (``RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY=1``), the
-autoscaler releases a node that was idle for 10 s, and ten closed-loop users with keep-alive ask all the time. Counted from
-the end of the scale-down: when the autoscaler takes a node, the replicas replaced, and the requests lost.
+Three 4-GPU nodes, full; then every application is scaled down to half, which leaves two GPUs in use on each, so that
+two nodes would do. In the scenario ``plain`` all replicas are actors of one GPU; in ``group`` the third node holds a
+placement group (PACK) of two bundles instead. Everywhere Serve packs (RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY=1), the
+autoscaler releases a node that was idle for 10 s, and ten closed-loop users with keep-alive ask all the time. Counted
+from the end of the scale-down: when the autoscaler takes a node, the replicas replaced, and the requests lost.
 """
 
 import argparse

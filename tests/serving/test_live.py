@@ -7,6 +7,8 @@ import contextlib
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -55,6 +57,7 @@ from tests.serving.live_cluster import (
 )
 
 pytestmark = LIVE_MARKS
+SERVE_CONFIG = Path(controller_patch.__file__).parent / "config.yaml"
 
 
 @pytest.fixture
@@ -450,6 +453,26 @@ def test_recommend_shows_a_plan_and_touches_nothing(live: Live, tmp_path: Path) 
     assert any(line.startswith("recommend best_fit: 3 nodes, 12.00 USD/h") for line in lines), lines
     assert sorted(snapshot().replica_ids) == sorted(before)
     assert httpx.get(f"{live.url}/rayfold/healthz", timeout=10.0, trust_env=False).status_code == 404
+
+
+def test_serve_deploy_brings_the_decider(live: Live) -> None:
+    """Ray's own command with the shipped file, over the dashboard, with Ray's token: it recommends, touches nothing."""
+    from ray import serve
+
+    before = snapshot().replica_ids
+    program, environment = Path(sys.executable).parent / "serve", {**os.environ, **live.cluster.client_env}
+    command = [str(program), "deploy", str(SERVE_CONFIG), "--address", live.cluster.dashboard_url]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    url = f"{live.url}/rayfold"
+    wait_until("a decision", lambda: bool(ask(f"{url}/plan")), 90.0)
+    health, decision = ask(f"{url}/healthz"), ask(f"{url}/plan")
+    assert (health["status"], health["mode"], decision["policy"]) == ("ok", "recommend", "learned"), health
+    assert len(ask(f"{url}/state")["replicas"]) == 5
+    assert httpx.post(f"{url}/pause", timeout=10.0, trust_env=False).status_code == 401, "nobody has its token"
+    assert call_controller(controller_patch.patched) == []
+    serve.delete("rayfold")
+    assert sorted(snapshot().replica_ids) == sorted(before)
 
 
 def test_killed_decider_goes_on_and_a_node_is_released(live: Live) -> None:
