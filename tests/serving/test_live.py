@@ -429,6 +429,7 @@ def test_recommend_shows_a_plan_and_touches_nothing(live: Live, tmp_path: Path) 
             answers["wrong"] = client.post(f"{base}/mode", json={"mode": "act"}, headers={"Authorization": "Bearer no"})
             answers["right"] = client.post(f"{base}/settings", json={"brakes": {"moves_per_h": 7}}, headers=bearer)
             answers["absent"] = client.get(f"{base}/decisions/999999")
+            answers["method"] = client.put(f"{base}/settings")
 
     seen = serve_decider(
         address=live.address,
@@ -447,6 +448,7 @@ def test_recommend_shows_a_plan_and_touches_nothing(live: Live, tmp_path: Path) 
     assert answers["moves"].json() == []
     assert answers["right"].json()["brakes"] == {**answers["right"].json()["brakes"], "moves_per_h": 7}
     assert (answers["absent"].status_code, answers["absent"].json()) == (404, {"error": "no decision 999999"})
+    assert (answers["method"].status_code, answers["method"].headers["allow"]) == (405, "GET, POST")
     assert 'rayfold_mode{mode="recommend"} 1.0' in answers["metrics"].text
     assert "/moves/{move_id}/cancel" in answers["openapi.json"].json()["paths"]
     assert (answers["no token"].status_code, answers["wrong"].status_code) == (401, 401)
