@@ -224,6 +224,7 @@ class LocalCluster:
             **self._extra_env,
             **self.client_env,
             processes.MARK: self._mark,
+            "RAY_worker_niceness": "0",  # Ray's 15 starves the replicas beside anything else that is busy here
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_FAKE_CLUSTER": "1",
             "RAY_enable_autoscaler_v2": "1",
