@@ -457,15 +457,13 @@ def test_recommend_shows_a_plan_and_touches_nothing(live: Live, tmp_path: Path) 
     assert httpx.get(f"{live.url}/rayfold/healthz", timeout=10.0, trust_env=False).status_code == 404
 
 
-def test_serve_deploy_brings_the_decider(live: Live) -> None:
-    """Ray's own command with the shipped file, over the dashboard, with Ray's token: it recommends, touches nothing."""
-    from ray import serve
+def test_serve_deploy_brings_the_decider(live: Live, tmp_path: Path) -> None:
+    """Ray's own command with the shipped file, over the dashboard, with Ray's token: it recommends, touches nothing.
 
+    A file without its entry takes it away.
+    """
     before = snapshot().replica_ids
-    program, environment = Path(sys.executable).parent / "serve", {**os.environ, **live.cluster.client_env}
-    command = [str(program), "deploy", str(SERVE_CONFIG), "--address", live.cluster.dashboard_url]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    _serve_deploy(live, SERVE_CONFIG)
     url = f"{live.url}/rayfold"
     wait_until("a decision", lambda: bool(ask(f"{url}/plan")), 90.0)
     health, decision = ask(f"{url}/healthz"), ask(f"{url}/plan")
@@ -473,8 +471,17 @@ def test_serve_deploy_brings_the_decider(live: Live) -> None:
     assert len(ask(f"{url}/state")["replicas"]) == 5
     assert httpx.post(f"{url}/pause", timeout=10.0, trust_env=False).status_code == 401, "nobody has its token"
     assert call_controller(controller_patch.patched) == []
-    serve.delete("rayfold")
+    (tmp_path / "without.yaml").write_text("applications: []")
+    _serve_deploy(live, tmp_path / "without.yaml")  # what is only deleted comes back when the controller restarts
+    wait_until("the decider to be gone", lambda: call_controller(decider_pid) is None)
     assert sorted(snapshot().replica_ids) == sorted(before)
+
+
+def _serve_deploy(live: Live, config: Path) -> None:
+    program, environment = Path(sys.executable).parent / "serve", {**os.environ, **live.cluster.client_env}
+    command = [str(program), "deploy", str(config), "--address", live.cluster.dashboard_url]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_killed_decider_goes_on_and_a_node_is_released(live: Live) -> None:
