@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rayfold.policies.by_name import HEURISTICS, LEARNED
+from rayfold.policies.by_name import BUNDLED, HEURISTICS, LEARNED
 from rayfold.policies.free_repacking import FreeRepacking
 from rayfold.training.provenance import git_commit
 from rayfold.training.report import write_atomically
@@ -35,7 +35,6 @@ SCENARIOS = (
 )
 SEEDS, FEW_SEEDS = 8, {"busy_100": 2}
 QUICK_SEEDS, QUICK_HOURS = 2, 3.0
-MANY_WORLDS = "policies/bundles/many_worlds"  # the second shipped bundle
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = (
     ("total_usd", "bill USD", 1.0, 1),
@@ -85,9 +84,8 @@ def rows(scenario: str, result: dict[str, Any]) -> list[str]:
 
 def summary(results: dict[str, dict[str, Any]]) -> list[str]:
     """One line per scenario: bills against ``none``, and the learned policy against the strongest heuristic."""
-    bundles = dict.fromkeys(name for result in results.values() for name in result["policies"] if "/" in name)
-    shown = ("ray_serve", "patient", "karpenter", "exact", LEARNED, *bundles, FreeRepacking.name)
-    headings = ("scenario", "none USD", "strongest heuristic", *(name.rpartition("/")[2] for name in shown))
+    shown = ("ray_serve", "patient", "karpenter", "exact", *BUNDLED, FreeRepacking.name)
+    headings = ("scenario", "none USD", "strongest heuristic", *shown)
     lines = [
         "Bill against `none` in percent, paired, means over the episodes.",
         "",
@@ -155,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_SEEDS} episodes of {QUICK_HOURS:g} h each")
     parser.add_argument("--scenarios", default=",".join(SCENARIOS))
-    parser.add_argument("--policies", default=",".join([*HEURISTICS, FreeRepacking.name, LEARNED, MANY_WORLDS]))
+    parser.add_argument("--policies", default=",".join([*HEURISTICS, FreeRepacking.name, *BUNDLED]))
     parser.add_argument("--seeds", type=int, help=f"default {SEEDS}, of large scenarios fewer")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "arena")

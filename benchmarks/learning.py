@@ -1,11 +1,11 @@
-"""What the switch is worth, part by part, on validation days, and in worlds it was not trained for.
+"""What learning is worth, part by part, on validation days, and in worlds it was not trained for.
 
 ``python benchmarks/learning.py [--scenarios ...] [--seeds 8] [--search 2] [--jobs 2] [--json F]`` runs, on the same
-episodes, ``exact`` (the reference of all figures), the bundle's network alone, the switch, the switch without doubt,
-and, for the first ``--search`` seeds, parallel rollout in the twin with 1 and 4 futures, which costs minutes per
-episode. Then switch, network and ``exact`` again with disruption and unserved demand at a quarter of their price and at
-four times it, and with start-ups three times as long. Scenarios of traces need them in ``$RAYFOLD_TRACES`` or
-``./traces``.
+episodes, ``exact`` as tuned for the scenario (the reference of all figures) and with its defaults, the learned timing,
+the timing without each of its features, a wait of 300 s for all, the bundle's network alone and its switch, and, for
+the first ``--search`` seeds, parallel rollout in the twin with 1 and 4 futures, which costs minutes per episode. Then
+timing, switch and ``exact`` again with disruption and unserved demand at a quarter of their price and at four times it,
+and with start-ups three times as long. Scenarios of traces need them in ``$RAYFOLD_TRACES`` or ``./traces``.
 """
 
 import argparse
@@ -21,13 +21,15 @@ from typing import Any, NamedTuple
 from rayfold.envs.futures import fit_traffic
 from rayfold.envs.scenario import Scenario, Split, load_scenario
 from rayfold.policies.bundle import load_bundle
-from rayfold.policies.by_name import shipped_bundle
-from rayfold.policies.exact import Exact
+from rayfold.policies.by_name import LEARNED, NETWORK, SWITCH, shipped_bundle
+from rayfold.policies.exact import Exact, ExactSettings
 from rayfold.policies.learned import LearnedPolicy
 from rayfold.policies.parallel_rollout import ParallelRollout, RolloutSettings
 from rayfold.policies.portfolio import MEMBERS, make_member
 from rayfold.policies.protocol import Policy
 from rayfold.policies.switching import PolicySwitching
+from rayfold.policies.timing import BASE_S, FEATURES, TimedExact
+from rayfold.policies.tuned import tuned_settings
 from rayfold.training.bootstrap import mean_of, relative
 from rayfold.training.episode_result import run_episode
 from rayfold.training.provenance import git_commit
@@ -36,7 +38,7 @@ from rayfold.training.switch_labels import scaled
 from rayfold.training.workers import Workers, run_all
 
 SCENARIOS = "llm_api,llm_api_pack_groups,slow_start,low_scale,tight,fractional,spot"
-REFERENCE = "exact"
+REFERENCE, DEFAULT = "exact, tuned", "exact"
 WORLDS = {
     "as it is": {},
     "prices / 4": {"prices": 0.25},
@@ -60,16 +62,20 @@ def policies(scenario: Scenario, bundle: Path) -> dict[str, Callable[[], Policy]
     found, limits = load_bundle(bundle), scenario.limits
     net = found.net
     made: dict[str, Callable[[], Policy]] = {
-        REFERENCE: partial(Exact, limits),
-        "network": partial(LearnedPolicy, net, limits),
+        REFERENCE: partial(Exact, limits, ExactSettings(**tuned_settings(scenario.name).get(Exact.name, {}))),
+        DEFAULT: partial(Exact, limits),
+        f"wait of {BASE_S:g} s": partial(Exact, limits, ExactSettings(quiet_s=BASE_S)),
+        NETWORK: partial(LearnedPolicy, net, limits),
     }
+    if found.timing is not None:
+        timing = found.timing.timing
+        made[LEARNED] = partial(TimedExact, timing, limits)
+        for i, feature in enumerate(FEATURES):
+            weights = tuple(0.0 if k == i else w for k, w in enumerate(timing.weights))
+            without = dataclasses.replace(timing, weights=weights)
+            made[f"learned, no {feature}"] = partial(TimedExact, without, limits)
     if found.switch is not None:
-        switch = found.switch.net
-        made["switch"] = partial(PolicySwitching, switch, net, limits)
-        blind = load_bundle(bundle).switch
-        assert blind is not None
-        blind.net.config = dataclasses.replace(switch.config, doubt=0.0, margin_frac=0.0)
-        made["switch, no doubt"] = partial(PolicySwitching, blind.net, net, limits)
+        made[SWITCH] = partial(PolicySwitching, found.switch.net, net, limits)
     members = [partial(make_member, k, limits, net) for k in range(len(MEMBERS))]
 
     def search(num_futures: int) -> Policy:
@@ -89,7 +95,8 @@ def run(shared: tuple[dict[str, Scenario], Path], unit: Unit) -> dict[str, float
 
 def units_of(args: argparse.Namespace) -> list[Unit]:
     """Everything that is to be run."""
-    alone = [REFERENCE, "network", "switch", "switch, no doubt"]
+    ablations = [f"learned, no {feature}" for feature in FEATURES]
+    alone = [REFERENCE, DEFAULT, f"wait of {BASE_S:g} s", NETWORK, SWITCH, LEARNED, *ablations]
     units = []
     for scenario in args.scenarios.split(","):
         for seed in range(args.seeds):
@@ -98,7 +105,7 @@ def units_of(args: argparse.Namespace) -> list[Unit]:
                 units += [Unit(scenario, "as it is", f"rollout of {n}", seed) for n in (1, 4)]
             if seed < args.world_seeds:
                 units += [
-                    Unit(scenario, w, v, seed) for w in list(WORLDS)[1:] for v in (REFERENCE, "network", "switch")
+                    Unit(scenario, w, v, seed) for w in list(WORLDS)[1:] for v in (REFERENCE, DEFAULT, SWITCH, LEARNED)
                 ]
     return units
 
@@ -114,18 +121,18 @@ def rows(done: dict[Unit, dict[str, float]]) -> list[dict[str, Any]]:
         against = relative(bill, mean_of([m["total_usd"] for m in theirs]))
         shown = {name: mean_of([m[name] for m in mine]).mean for name in SHOWN}
         row = {"scenario": scenario, "world": world, "variant": variant, "seeds": len(seeds)}
-        out.append({**row, "total_usd": bill.mean, "against_exact": against.as_json(), **shown})
+        out.append({**row, "total_usd": bill.mean, "against_tuned_exact": against.as_json(), **shown})
     return out
 
 
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
-        f"| scenario | world | variant | seeds | bill USD | against exact % | {' | '.join(SHOWN)} |",
+        f"| scenario | world | variant | seeds | bill USD | against tuned exact % | {' | '.join(SHOWN)} |",
         f"|---|---|---|---|---|---|{'---|' * len(SHOWN)}",
     ]
     for row in found:
-        against, interval = row["against_exact"], row["against_exact"]["ci95"]
+        against, interval = row["against_tuned_exact"], row["against_tuned_exact"]["ci95"]
         told = f"{100 * against['mean']:+.2f}" + (
             f" [{100 * interval[0]:+.2f}, {100 * interval[1]:+.2f}]" if interval else ""
         )

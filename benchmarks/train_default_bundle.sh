@@ -9,3 +9,6 @@ export OMP_NUM_THREADS=1
 .venv/bin/rayfold train-switch --jobs 2 --run-dir runs/default_switch --out policies/bundles/default \
     --scenario llm_api,slow_start,llm_api_pack_groups,tight,fractional,spot,mixed_fleet,low_scale \
     --episodes 12,12,12,12,12,12,12,6 --horizon-h 12,12,12,8,8,8,5,4
+# When the exact planner begins.
+.venv/bin/rayfold train-timing --jobs 2 --run-dir runs/default_timing --out policies/bundles/default \
+    --scenario slow_start,llm_api,llm_api_pack_groups,tight,fractional,spot --horizon-h 12,12,12,8,8,5 --generations 36

@@ -26,6 +26,7 @@ from rayfold.envs.layout import (
 from rayfold.errors import InputError
 from rayfold.policies.network import CompactionNet, NetworkConfig
 from rayfold.policies.switch_file import Switch, read_switch, write_switch
+from rayfold.policies.timing_file import TrainedTiming, read_timing, write_timing
 from rayfold.policies.weights import one_line, packed, read_bytes, restore
 
 __all__ = ["FORMAT_VERSION", "PolicyBundle", "TrainingCard", "load_bundle", "save_bundle"]
@@ -56,6 +57,7 @@ class PolicyBundle:
     net: CompactionNet  # in eval mode, on the CPU
     card: TrainingCard
     switch: Switch | None = None  # None = the network leads alone
+    timing: TrainedTiming | None = None  # of the exact planner, which then leads
 
 
 def _schema() -> dict[str, Any]:
@@ -68,7 +70,13 @@ def _schema() -> dict[str, Any]:
     }
 
 
-def save_bundle(path: Path, net: CompactionNet, card: TrainingCard, switch: Switch | None = None) -> None:
+def save_bundle(
+    path: Path,
+    net: CompactionNet,
+    card: TrainingCard,
+    switch: Switch | None = None,
+    timing: TrainedTiming | None = None,
+) -> None:
     """Writes a bundle, all of it or nothing; an older bundle at ``path`` is replaced.
 
     Args:
@@ -76,6 +84,7 @@ def save_bundle(path: Path, net: CompactionNet, card: TrainingCard, switch: Swit
         net: Network with the weights to save.
         card: Where it comes from.
         switch: What decides when the network leads; None = it always does.
+        timing: When the exact planner begins; None = it does not lead.
 
     Raises:
         InputError: ``path`` is something else than a bundle.
@@ -98,6 +107,8 @@ def save_bundle(path: Path, net: CompactionNet, card: TrainingCard, switch: Swit
         (fresh / HEADER).write_text(json.dumps(header, indent=2) + "\n")
         if switch is not None:
             write_switch(fresh, switch)
+        if timing is not None:
+            write_timing(fresh, timing)
         if path.exists():
             path.rename(Path(scratch) / "old")
         fresh.rename(path)
@@ -123,7 +134,7 @@ def load_bundle(path: Path) -> PolicyBundle:
         raise InputError(f"{header_path}: network", "dim a multiple of heads", f"{config.dim}, {config.heads}")
     net = CompactionNet(config)
     restore(net, path / WEIGHTS, checksum)
-    return PolicyBundle(net=net.eval(), card=card, switch=read_switch(path))
+    return PolicyBundle(net=net.eval(), card=card, switch=read_switch(path), timing=read_timing(path))
 
 
 def _read_header(path: Path) -> dict[str, Any]:

@@ -23,8 +23,19 @@ from rayfold.policies.protocol import Policy
 from rayfold.policies.ray_serve import RayServe
 from rayfold.policies.settings import NoSettings, parse_settings
 from rayfold.policies.switching import PolicySwitching
+from rayfold.policies.timing import TimedExact
 
-__all__ = ["HEURISTICS", "LEARNED", "Heuristic", "make_policy", "policy_maker", "shipped_bundle"]
+__all__ = [
+    "BUNDLED",
+    "HEURISTICS",
+    "LEARNED",
+    "NETWORK",
+    "SWITCH",
+    "Heuristic",
+    "make_policy",
+    "policy_maker",
+    "shipped_bundle",
+]
 
 
 class Heuristic(NamedTuple):
@@ -48,7 +59,8 @@ HEURISTICS: dict[str, Heuristic] = {
     "descheduler": Heuristic(Descheduler, DeschedulerSettings),
     "fragmentation": Heuristic(Fragmentation, FragmentationSettings),
 }
-LEARNED = "learned"
+LEARNED, NETWORK, SWITCH = "learned", "network", "switch"
+BUNDLED = (LEARNED, NETWORK, SWITCH)  # what leads in a bundle, and its parts alone
 _WITH_SETTINGS = re.compile(r"(?P<name>\w+)\((?P<settings>[^()]*)\)")
 
 
@@ -68,9 +80,9 @@ def policy_maker(
     """What makes one policy from limits, as often as they change; what it reads from files it has read.
 
     Args:
-        name: A heuristic, with settings of its own if wanted as ``patient(wait_s=120,spare_gpus=4)``; ``learned``;
-            or the directory of a bundle.
-        bundle: Directory that ``learned`` stands for; the shipped bundle if None.
+        name: A heuristic, with settings of its own if wanted as ``patient(wait_s=120,spare_gpus=4)``; ``learned``, or
+            ``network`` or ``switch`` for a part of the bundle alone; or the directory of a bundle.
+        bundle: Directory that these stand for; the shipped bundle if None.
         tuned: Settings by name of heuristic, for those that are given without any; else its defaults.
         num_candidates: How many candidates a learned policy lists in its plans; heuristics list all they weigh.
         where: The flag, for the message.
@@ -85,15 +97,20 @@ def policy_maker(
         values = _split(given["settings"], f"{where} {rule}") if given else (tuned or {}).get(rule, {})
         settings = parse_settings(settings_type, values, f"{where} {rule}")
         return lambda limits: make(limits, settings)
-    if name == LEARNED:
+    if name in BUNDLED:
         folder = bundle or shipped_bundle()
     elif "/" in name or (name and Path(name).is_dir()):  # Path("") is the working directory
         folder = Path(name)
     else:
-        known = ", ".join([*HEURISTICS, LEARNED])
+        known = ", ".join([*HEURISTICS, *BUNDLED])
         raise InputError(where, f"one of {known}, or the directory of a policy bundle", name)
     found = load_bundle(folder)
-    if found.switch is not None:
+    if found.timing is not None and name not in (NETWORK, SWITCH):
+        timing = found.timing.timing
+        return lambda limits: TimedExact(timing, limits)
+    if name == SWITCH and found.switch is None:
+        raise InputError(where, "a bundle with a switch (rayfold train-switch)", str(folder))
+    if found.switch is not None and name != NETWORK:
         switch = found.switch.net
         return lambda limits: PolicySwitching(switch, found.net, limits, num_candidates=num_candidates)
     return lambda limits: LearnedPolicy(found.net, limits, num_candidates=num_candidates)

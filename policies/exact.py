@@ -1,7 +1,9 @@
 """``exact``: the best set of evacuations for the present state, solved as a mixed-integer program, tick after tick.
 
 Receding horizon: a plan is made of the state as it is, its first moves are started, what has been begun is finished,
-and the next plan is made of the state that came of it. It knows nothing of traffic to come.
+and the next plan is made of the state that came of it. It knows nothing of traffic to come, but may wait until the
+cluster has been quiet for a while, as Ray's own compaction does (``serve/_private/deployment_scheduler.py``, Ray 2.60):
+what is started while a scale-up is under way is often undone by it.
 """
 
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ import numpy as np
 
 from rayfold.envs.moves import Candidate, Move, Plan
 from rayfold.envs.safety import Limits, Reason, check_move, moves_in_flight
-from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
+from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
 from rayfold.envs.transition import with_move
 from rayfold.policies.evacuations import moves_price_usd, new_evacuation
 from rayfold.policies.exact_model import CountProblem, count_problem
@@ -22,7 +24,7 @@ from rayfold.policies.exact_search import search_counts
 from rayfold.policies.exact_start import start_counts
 from rayfold.policies.settings import between
 
-__all__ = ["Exact", "ExactSettings", "solve_problem"]
+__all__ = ["Exact", "ExactSettings", "is_busy", "make_problem", "solve_problem"]
 
 _WAITS = {Reason.TOO_MANY_MOVES, Reason.DEPLOYMENT_COOLDOWN, Reason.DESTINATION_NOT_ALIVE}
 _NO_ROOM = {Reason.NO_CAPACITY, Reason.NO_GPU_DEVICE, Reason.MAX_REPLICAS_PER_NODE}
@@ -34,6 +36,7 @@ class ExactSettings:
 
     look_ahead_s: float = between(3600.0, 300.0, 14400.0, is_log=True)  # for which an emptied node's price is saved
     min_saving_frac: float = between(0.1, 0.0, 0.9)  # of that price, by which an evacuation must pay to be begun
+    quiet_s: float = between(0.0, 0.0, 1800.0)  # without a new replica or node under way, before anything is begun
     max_moves: int = 64  # of a plan
     max_new_nodes: int = 2  # of each type, where limits allow any
     time_limit_s: float = 1.0  # of a plan
@@ -66,9 +69,13 @@ class Exact:
     def reset(self) -> None:
         """Nothing has been begun."""
         self._steps: list[_Step] = []
+        self._busy_s = -np.inf  # a new replica or node was last seen under way
+        self._hopeless: CountProblem | None = None  # the last problem, if nothing paid in it
 
     def plan(self, state: ClusterState, rng: np.random.Generator) -> Plan:
         """What is left of evacuations that have been begun; if nothing is, the first moves of the best ones."""
+        if is_busy(state.arrays):
+            self._busy_s = state.now_s
         if self._steps:
             moves, is_valid = self._continued(state)
             if moves:
@@ -78,10 +85,16 @@ class Exact:
             self._steps = []
         if moves_in_flight(state.arrays) >= self._limits.max_concurrent_moves:
             return Plan(reason="as many moves in flight as limits allow")
+        if state.now_s - self._busy_s < self.settings.quiet_s:
+            return Plan(reason=f"new replicas or nodes {state.now_s - self._busy_s:.0f} s ago")
         problem = make_problem(state, self._limits, self.settings)
         if not problem.can_empty.any():
             return Plan(reason="no node can be emptied")
+        if self._hopeless is not None and problem.equals(self._hopeless):
+            return Plan(reason="no evacuation pays, as before")
         solved = solve_problem(state, self._limits, problem, self.settings, rng)
+        if not solved.counts.empties.any() and solved.gap_frac <= self.settings.gap_frac:
+            self._hopeless = problem
         return self._begin(state, problem, solved)
 
     def _begin(self, state: ClusterState, problem: CountProblem, solved: Solved) -> Plan:
@@ -175,6 +188,12 @@ def solve_problem(
         time_limit_s=settings.time_limit_s,
         gap_frac=settings.gap_frac,
     )
+
+
+def is_busy(st: StateArrays) -> bool:
+    """Whether replicas that replace no other are waiting or starting, or nodes are booting."""
+    is_new = (st.replica_phase == ReplicaPhase.PENDING) | (st.replica_phase == ReplicaPhase.STARTING)
+    return bool((is_new & (st.replica_peer < 0)).any() or (st.node_phase == NodePhase.BOOTING).any())
 
 
 def _allowed(state: ClusterState, moves: tuple[Move, ...], limits: Limits) -> tuple[Move, ...]:

@@ -6,7 +6,7 @@ starts now cannot use it. Only where limits fence nothing does it count (``reuse
 several ticks. Dims: B bins, D deployments, K resources, G devices, Q sizes of GPU shares.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,10 @@ class CountProblem:
     num_shares: NDArray[np.int64]  # (D, Q) how many of each one replica has
     max_moves: int
     reuses_room: bool
+
+    def equals(self, other: "CountProblem") -> bool:
+        """Whether the other is the same in every number, and so has the same solutions."""
+        return all(np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
 
 
 def count_problem(

@@ -27,7 +27,7 @@ VERBS = (("status",), ("plan",), ("pause",), ("resume",), ("mode", "act"), ("att
 @contextmanager
 def http_server(app: Any) -> Iterator[str]:
     """The URL of an application served on a free port by uvicorn, as long as the block."""
-    config = uvicorn.Config(app, port=free_port(), log_level="error", lifespan="off", ws="none")
+    config = uvicorn.Config(app, port=free_port(), log_level="error", lifespan="off", ws="none", log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     started = threading.Event()

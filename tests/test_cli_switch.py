@@ -45,7 +45,7 @@ def test_a_folder_that_is_no_bundle_is_kept(tmp_path: Path) -> None:
 
 
 def test_it_writes_a_bundle_with_a_switch(tmp_path: Path) -> None:
-    """The network stays what it was."""
+    """Network and timing stay what they were."""
     out = tmp_path / "b"
     command = ["train-switch", "--synthetic", "--scenario", "low_scale", "--episodes", "5", "--horizon-h", "2"]
     result = CliRunner().invoke(
@@ -55,5 +55,6 @@ def test_it_writes_a_bundle_with_a_switch(tmp_path: Path) -> None:
     made, shipped = load_bundle(out), load_bundle(shipped_bundle())
     assert made.switch is not None
     assert made.switch.card.scenarios == ("low_scale",)
+    assert made.timing == shipped.timing
     assert f"{made.switch.card.choices} choices" in result.output
     assert all(made.net.state_dict()[name].equal(tensor) for name, tensor in shipped.net.state_dict().items())

@@ -15,11 +15,22 @@ ROOMS = {
     "serving": {"envs", "policies"},
 }
 # The only modules that may import ``training`` and ``serving``.
-ENTRY_POINTS = {"cli", "cli_evaluate", "cli_explain", "cli_journal", "cli_operate", "cli_simulate", "cli_switch", "cli_tune", "demo"}
+ENTRY_POINTS = {
+    "cli",
+    "cli_evaluate",
+    "cli_explain",
+    "cli_journal",
+    "cli_operate",
+    "cli_simulate",
+    "cli_switch",
+    "cli_timing",
+    "cli_tune",
+    "demo",
+}
 LIBRARIES = {
     "envs": {"gymnasium", "numba", "numpy", "pydantic", "scipy", "yaml"},
     "policies": {"highspy", "numpy", "ortools", "pydantic", "safetensors", "scipy", "torch"},
-    "training": {"gymnasium", "matplotlib", "numba", "numpy", "pydantic", "ray", "rich", "torch", "yaml"},
+    "training": {"cmaes", "gymnasium", "matplotlib", "numba", "numpy", "pydantic", "ray", "rich", "torch", "yaml"},
     "serving": {"fastapi", "httpx", "numpy", "psutil", "pydantic", "ray", "starlette", "torch"},
     "": {"numpy", "rich", "typer"},  # the modules of the package itself
 }

@@ -10,7 +10,7 @@ from typing import Any
 from rayfold.envs.cluster import SchedulingStrategy
 from rayfold.envs.safety import Limits
 from rayfold.errors import InputError
-from rayfold.policies.by_name import HEURISTICS, LEARNED, make_policy, shipped_bundle
+from rayfold.policies.by_name import BUNDLED, HEURISTICS, make_policy, shipped_bundle
 from rayfold.policies.free_repacking import FreeRepacking
 from rayfold.policies.protocol import Policy
 from rayfold.policies.rollout import Rearranger
@@ -26,7 +26,7 @@ class PolicyChoice:
     """
 
     name: str  # as given: rule, with settings and ``@spread`` or ``@pack`` if wanted
-    bundle: Path | None = None  # of ``learned``
+    bundle: Path | None = None  # of ``learned`` and of its parts
     tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # see ``make_policy``
 
     @property
@@ -55,7 +55,7 @@ class PolicyChoice:
         base = self.rule.partition("(")[0]
         content: dict[str, Any] = {"name": self.name, "tuned": dict(self.tuned.get(base, {}))}
         if base not in (*HEURISTICS, FreeRepacking.name):
-            folder = (self.bundle or shipped_bundle()) if self.rule == LEARNED else Path(self.rule)
+            folder = (self.bundle or shipped_bundle()) if self.rule in BUNDLED else Path(self.rule)
             content["bundle"] = _folder_digest(folder)
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -18,6 +18,7 @@ from rayfold import (
     cli_operate,
     cli_simulate,
     cli_switch,
+    cli_timing,
     cli_trace,
     cli_tune,
 )
@@ -39,6 +40,7 @@ app.add_typer(cli_evaluate.app)  # without a name: its verbs are the root's
 app.add_typer(cli_simulate.app)  # without a name: its verbs are the root's
 app.add_typer(cli_tune.app)
 app.add_typer(cli_switch.app)
+app.add_typer(cli_timing.app)
 app.add_typer(cli_explain.app)
 app.add_typer(cli_journal.app, name="journal")
 app.add_typer(cli_operate.app)

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayfold.cli_options import SyntheticOption, TracesOption, names, traces_dir
-from rayfold.errors import InputError
+from rayfold.cli_options import SyntheticOption, TracesOption, names, one_each, traces_dir
 
 __all__ = ["app"]
 
@@ -41,8 +40,8 @@ def train_switch(
     from rayfold.training.workers import Workers
 
     chosen = names(scenario)
-    counts = [round(count) for count in _one_each("--episodes", episodes, len(chosen))]
-    hours = _one_each("--horizon-h", horizon_h, len(chosen))
+    counts = [round(count) for count in one_each("--episodes", episodes, len(chosen))]
+    hours = one_each("--horizon-h", horizon_h, len(chosen))
     check_bundle_target(out)
     check_output("--run-dir", run_dir / "labels" / "any")
     lessons = []
@@ -64,16 +63,6 @@ def train_switch(
             workers=Workers(jobs=jobs),
             on_episode=lambda name, seed: progress.advance(task),
         )
-    save_bundle(out, base.net, base.card, switch)
+    save_bundle(out, base.net, base.card, switch, base.timing)
     told = ", ".join(f"{name} {100 * value:+.2f} %" for name, value in switch.card.metrics.items() if name != "choices")
     console.print(f"bundle: {out}\n{switch.card.choices} choices; bill against exact, on episodes left out: {told}")
-
-
-def _one_each(flag: str, text: str, count: int) -> list[float]:
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(flag, "numbers separated by commas", text) from None
-    if len(values) not in (1, count) or not all(value >= 1.0 for value in values):
-        raise InputError(flag, f"one number of at least 1, or {count}", text)
-    return values * count if len(values) == 1 else values

@@ -10,7 +10,7 @@ from rayfold.envs.safety import Limits
 from rayfold.errors import InputError
 from rayfold.policies.best_fit import BestFit
 from rayfold.policies.bundle import load_bundle, save_bundle
-from rayfold.policies.by_name import HEURISTICS, LEARNED, make_policy, shipped_bundle
+from rayfold.policies.by_name import BUNDLED, HEURISTICS, LEARNED, NETWORK, SWITCH, make_policy, shipped_bundle
 from rayfold.policies.dearest_first import DearestFirst
 from rayfold.policies.descheduler import Descheduler
 from rayfold.policies.exact import Exact
@@ -24,6 +24,7 @@ from rayfold.policies.patient import Patient
 from rayfold.policies.protocol import Policy
 from rayfold.policies.ray_serve import RayServe
 from rayfold.policies.switching import PolicySwitching
+from rayfold.policies.timing import TimedExact
 
 CLASSES = {
     "none": NoMoves,
@@ -71,15 +72,31 @@ def test_heuristic_by_its_name(name: str) -> None:
 def test_every_heuristic_is_listed_here() -> None:
     """One that is added has to be tested above."""
     assert set(HEURISTICS) == set(CLASSES)
-    assert LEARNED not in HEURISTICS
+    assert not set(BUNDLED) & set(HEURISTICS)
 
 
-def test_learned_is_the_shipped_bundle_unless_another_is_given(other_bundle: Path) -> None:
+def test_the_shipped_bundle_unless_another_is_given(other_bundle: Path) -> None:
     """``--bundle`` decides; without it the weights that come with rayfold."""
-    shipped, other = make_policy(LEARNED, Limits()), make_policy(LEARNED, Limits(), bundle=other_bundle)
+    shipped, other = make_policy(NETWORK, Limits()), make_policy(LEARNED, Limits(), bundle=other_bundle)
     assert has_weights_of(shipped, shipped_bundle())
     assert has_weights_of(other, other_bundle)
     assert not has_weights_of(shipped, other_bundle)
+
+
+def test_parts_of_a_bundle_lead_alone(other_bundle: Path, tmp_path: Path) -> None:
+    """``learned`` is the timing if there is one, else the switch, else the network; a missing switch is told."""
+    shipped = load_bundle(shipped_bundle())
+    assert shipped.timing is not None
+    assert shipped.switch is not None
+    learned = make_policy(LEARNED, Limits())
+    assert isinstance(learned, TimedExact)
+    assert learned.timing == shipped.timing.timing
+    assert isinstance(make_policy(SWITCH, Limits()), PolicySwitching)
+    assert isinstance(make_policy(NETWORK, Limits()), LearnedPolicy)
+    save_bundle(tmp_path / "b", shipped.net, shipped.card, shipped.switch)
+    assert isinstance(make_policy(LEARNED, Limits(), bundle=tmp_path / "b"), PolicySwitching)
+    with pytest.raises(InputError, match="train-switch"):
+        make_policy(SWITCH, Limits(), bundle=other_bundle)
 
 
 def test_directory_of_a_bundle_is_a_name(other_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +121,7 @@ def test_unknown_name_is_told_with_its_flag(name: str) -> None:
         make_policy(name, Limits(), where="--policies")
     assert caught.value.where == "--policies"
     assert caught.value.got == name
-    assert all(known in caught.value.expected for known in (*HEURISTICS, LEARNED))
+    assert all(known in caught.value.expected for known in (*HEURISTICS, *BUNDLED))
 
 
 def test_path_without_a_bundle_names_the_path(tmp_path: Path) -> None:

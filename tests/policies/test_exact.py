@@ -1,5 +1,8 @@
 """The exact planner as a policy: its plans can be carried out, it finishes what it has begun, and reaches optima."""
 
+from dataclasses import replace
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 
@@ -9,8 +12,9 @@ from rayfold.envs.moves import Move
 from rayfold.envs.safety import Limits, Reason, check_move
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from rayfold.envs.transition import with_move
+from rayfold.policies import exact
 from rayfold.policies.consolidation import consolidate
-from rayfold.policies.exact import Exact, ExactSettings, make_problem, solve_problem
+from rayfold.policies.exact import Exact, ExactSettings, is_busy, make_problem, solve_problem
 from rayfold.policies.exact_order import order_evacuations
 from rayfold.policies.exact_program import no_moves, value_usd
 from rayfold.policies.exact_repacking import order_repacking
@@ -116,6 +120,45 @@ def test_hysteresis() -> None:
     assert Exact(LIMITS, careful).plan(state, rng()).moves == ()
     state.arrays.node_fenced_until_s[1] = state.now_s + 100.0
     assert {m.node_idx for m in Exact(LIMITS, careful).plan(state, rng()).moves} == {0}
+
+
+def test_waits_for_quiet_before_it_begins() -> None:
+    """120 s after the last new replica, not 119.9; what has been begun goes on meanwhile; a replacement is not new."""
+    state = cluster((0, (ONE,)), (0, (ONE, ONE)))
+    new = add_replica(state, ONE, 0, phase=ReplicaPhase.STARTING)
+    limits = LIMITS._replace(max_concurrent_moves=1)
+    policy = Exact(limits, ExactSettings(min_saving_frac=0.0, quiet_s=120.0))
+    assert is_busy(state.arrays)
+    assert policy.plan(state, rng()).moves == ()
+    state.arrays.replica_phase[new] = ReplicaPhase.RUNNING
+    assert not is_busy(state.arrays)
+    almost = replace(state, now_s=state.now_s + 119.9)
+    assert policy.plan(almost, rng()).moves == ()
+    quiet = replace(state, now_s=state.now_s + 120.0)
+    first = policy.plan(quiet, rng())
+    assert len(first.moves) == 1
+    moving = with_move(quiet, first.moves[0], limits)
+    assert not is_busy(moving.arrays)
+    st = moving.arrays
+    st.replica_phase[st.replica_peer == first.moves[0].replica_idx] = ReplicaPhase.RUNNING
+    st.replica_phase[first.moves[0].replica_idx], st.replica_peer[:] = ReplicaPhase.STOPPING, -1
+    st.node_phase[3], st.node_type[3] = NodePhase.BOOTING, 0
+    assert is_busy(st)
+    assert policy.plan(moving, rng()).reason == "go on with what has been begun"
+
+
+def test_a_problem_without_a_way_is_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same state again, the solver is not asked; any change of it, it is."""
+    state = cluster((0, (ONE, ONE)), (0, (ONE, ONE)))
+    careful = Exact(LIMITS, ExactSettings(min_saving_frac=0.9, look_ahead_s=300.0))
+    solver = Mock(wraps=exact.solve_problem)
+    monkeypatch.setattr(exact, "solve_problem", solver)
+    for _ in range(3):
+        assert careful.plan(state, rng()).moves == ()
+    assert solver.call_count == 1
+    state.arrays.node_fenced_until_s[1] = state.now_s + 100.0  # under way: pays
+    assert careful.plan(state, rng()).moves
+    assert solver.call_count == 2
 
 
 def test_a_plan_says_what_it_expects() -> None:
