@@ -36,7 +36,7 @@ from rayfold.serving.history import History
 from rayfold.serving.journal import Journal
 from rayfold.serving.live_moves import LiveExecutor, MoveRecord, RecordedPhase
 from rayfold.serving.live_settings import LiveSettings
-from rayfold.serving.metrics import Metrics
+from rayfold.serving.metrics import Gauges, Metrics
 from rayfold.serving.moves_under_way import MovesUnderWay
 from rayfold.serving.plan_maker import PlanMaker
 from rayfold.serving.plausible import implausible_plan, implausible_prices
@@ -70,6 +70,7 @@ class Decider:
         may_act: Why nothing may be moved now, asked right before acting; empty = it may.
         stand_down: Called when it no longer acts, after the executor has let the cluster go.
         metrics: Told what happens.
+        after_step: Called after each tick and each look at the moves.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Decider:
         may_act: Callable[[], str] = lambda: "",
         stand_down: Callable[[], None] = lambda: None,
         metrics: Metrics | None = None,
+        after_step: Callable[[], None] = lambda: None,
     ) -> None:
         self.mode, self.settings, self.journal = mode, settings, journal
         self.metrics = metrics or Metrics()
@@ -98,6 +100,7 @@ class Decider:
         self._plans = PlanMaker(make_policy(settings.limits), make_fallback(settings.limits), rng)
         self._snapshot, self._history, self._executor = snapshot, history, executor
         self._clock, self._may_act, self._stand_down = clock, may_act, stand_down
+        self._after_step = after_step
         self._is_recovered = False
         self._undone = UndoneMoves(journal)
         self._under_way = MovesUnderWay(journal, executor, self.metrics, clock)
@@ -259,6 +262,15 @@ class Decider:
         if why and not self.paused:
             self.pause(f"{why}; nothing is moved until it is resumed")
 
+    def gauges(self, holds_lease: bool) -> Gauges:
+        """How it stands, for ``Metrics``."""
+        is_paused, num_open = bool(self.paused), len(self.journal.open_moves())
+        return Gauges(mode=self.mode, is_paused=is_paused, holds_lease=holds_lease, moves_open=num_open)
+
+    def tenants(self, node_id: str) -> tuple[str, ...]:
+        """Actors that kept a node from being released at the last snapshot."""
+        return self._history.tenants(node_id)
+
     def watch(self) -> None:
         """Follows the moves that have not ended."""
         self._under_way.watch()
@@ -324,11 +336,13 @@ class Decider:
         while not self._stop.is_set():
             if self._try(self.tick):
                 self.last_error = ""
+            self._try(self._after_step)
             next_s = time.monotonic() + self.settings.decision_interval_s
             while not self._wake.wait(max(0.0, min(_WATCH_S, next_s - time.monotonic()))):
                 if time.monotonic() >= next_s:
                     break
                 self._try(self.watch)
+                self._try(self._after_step)
             self._wake.clear()
 
     def _try(self, step: Callable[[], object]) -> bool:

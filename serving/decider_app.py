@@ -31,6 +31,8 @@ from rayfold.serving.history import History
 from rayfold.serving.journal import Journal
 from rayfold.serving.lease import GcsStore, Lease
 from rayfold.serving.live_settings import LiveSettings, merge_settings, parse_live_settings, settings_as_json
+from rayfold.serving.metrics import Metrics, Sink
+from rayfold.serving.ray_metrics import RayMetrics
 from rayfold.serving.snapshot import OWN_APP, take_snapshot
 from rayfold.serving.token_file import read_token
 
@@ -71,9 +73,10 @@ class LiveControls:
 
     Args:
         config: What it was deployed with.
+        sink: Told the metrics.
     """
 
-    def __init__(self, config: DeciderConfig) -> None:
+    def __init__(self, config: DeciderConfig, sink: Sink | None = None) -> None:
         self._id, history = config.deployment_id, History()
         self._journal = Journal(config.journal_path or _session_dir() / JOURNAL_NAME)
         mode, settings = self._as_steered(config)
@@ -93,6 +96,8 @@ class LiveControls:
             rng=np.random.default_rng(config.seed),
             may_act=self._may_act,
             stand_down=self._lease.release,
+            metrics=Metrics(sink),
+            after_step=lambda: self.decider.metrics.publish(self.decider.gauges(self.lease_held())),
         )
 
     def _as_steered(self, config: DeciderConfig) -> tuple[Mode, LiveSettings]:
@@ -166,7 +171,7 @@ class DeciderService:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         logging.getLogger("rayfold").setLevel(logging.INFO)
         self._token = read_token(config.token) if isinstance(config.token, Path) else config.token
-        self._controls = LiveControls(config)
+        self._controls = LiveControls(config, RayMetrics())
         self._thread = threading.Thread(target=self._controls.decider.run, name="decider", daemon=True)
         self._thread.start()
 

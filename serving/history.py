@@ -21,6 +21,11 @@ class History:
         self._moved_s: dict[str, float] = {}
         self._slow: dict[str, float] = {}
         self._seen_s: float | None = None
+        self._tenants: dict[str, tuple[str, ...]] = {}
+
+    def tenants(self, node_id: str) -> tuple[str, ...]:
+        """Actors that keep a node from being released, as last seen."""
+        return self._tenants.get(node_id, ())
 
     def note_move(self, key: str, now_s: float) -> None:
         """A replica of deployment ``key`` has begun to move."""
@@ -62,6 +67,7 @@ class History:
             else (phase, now_s if replica_id in self._phases else starts[replica_id])
             for replica_id, phase in phases.items()
         }
+        self._tenants = {node.node_id: node.tenants for node in raw.nodes}
         self._empty = {node: self._empty.get(node, now_s) for node in empty_nodes}
         weight = 1.0 if self._seen_s is None else 1.0 - math.exp(-max(0.0, now_s - self._seen_s) / _SLOW_S)
         for deployment in raw.deployments:

@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema, create_model, with_config
 
 from rayfold.envs.cluster import Interval, Prices
 from rayfold.envs.safety import Limits
@@ -36,6 +36,9 @@ _NotNegative = Annotated[float, Field(ge=0.0, le=1e9, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0, le=10**9)]
 _BOOT_S, _STARTUP_S, _DRAIN_S = Interval(120.0, 180.0), Interval(60.0, 120.0), Interval(2.0, 10.0)
 _LIMITS, _PRICES = Limits(), Prices()
+# A named tuple is read and told by its fields here, which its own JSON schema, that of an array, does not say.
+_LIMIT_FIELDS: dict[str, Any] = {name: (kind, _LIMITS._asdict()[name]) for name, kind in get_type_hints(Limits).items()}
+_LIMITS_SCHEMA = create_model("Limits", **_LIMIT_FIELDS).model_json_schema()
 
 
 @with_config(_STRICT)
@@ -96,7 +99,7 @@ class LiveSettings:
     node_types: Mapping[str, NodeTypeSettings] = field(default_factory=dict)
     deployments: Mapping[str, DeploymentSettings] = field(default_factory=dict)
     opted_out_nodes: tuple[str, ...] = ()  # ids of nodes that no replica is moved off
-    limits: Limits = _LIMITS
+    limits: Annotated[Limits, WithJsonSchema(_LIMITS_SCHEMA)] = _LIMITS
     prices: Prices = _PRICES
     brakes: Brakes = _BRAKES
     act_beside_ray_compaction: bool = False  # True: while acting, Ray's own compaction is kept from beginning anything

@@ -129,8 +129,10 @@ class LocalCluster:
         idle_timeout_s: An empty node is released after this long.
         head_cpus: Logical CPUs of the head node, which has no GPU.
         extra_env: Environment of every process of the cluster, on top of the present one.
+        has_dashboard: Starts Ray's dashboard too, which ``serve deploy`` talks to.
 
     Attributes:
+        dashboard_url: Of the dashboard, whether it runs or not.
         address: ``host:port`` for ``ray.init(address=...)``.
         client_env: What another process must have in its environment to connect.
     """
@@ -142,10 +144,13 @@ class LocalCluster:
         idle_timeout_s: float = 15.0,
         head_cpus: int = 4,
         extra_env: Mapping[str, str] | None = None,
+        has_dashboard: bool = False,
     ) -> None:
         self.node_types = tuple(node_types)
         self.idle_timeout_s = idle_timeout_s
         self.address = f"{LOOPBACK}:{free_port()}"
+        self._dashboard_port, self._has_dashboard = free_port(), has_dashboard
+        self.dashboard_url = f"http://{LOOPBACK}:{self._dashboard_port}"
         self._head_cpus = head_cpus
         self.client_env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self._outer_env: dict[str, str | None] | None = None
@@ -199,7 +204,9 @@ class LocalCluster:
             "num-gpus": 0,
             "object-store-memory": _OBJECT_STORE_BYTES,
             "temp-dir": self._temp_dir,
-            "include-dashboard": "false",
+            "include-dashboard": str(self._has_dashboard).lower(),
+            "dashboard-host": LOOPBACK,
+            "dashboard-port": self._dashboard_port,
             "ray-client-server-port": free_port(),
             "dashboard-agent-listen-port": 0,
             "min-worker-port": 0,
@@ -217,6 +224,7 @@ class LocalCluster:
             **self._extra_env,
             **self.client_env,
             processes.MARK: self._mark,
+            "RAY_worker_niceness": "0",  # Ray's 15 starves the replicas beside anything else that is busy here
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_FAKE_CLUSTER": "1",
             "RAY_enable_autoscaler_v2": "1",

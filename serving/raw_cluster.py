@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray._private.state import actors
 
 from rayfold.serving import controller_view
 from rayfold.serving.executor import call_controller
+from rayfold.serving.tenants import find_tenants
 
 __all__ = ["RawCluster", "RawDeployment", "RawNode", "RawReplica", "fetch_cluster", "parse_cluster"]
 
@@ -30,6 +32,7 @@ class RawNode:
     idle_s: float = 0.0  # as the raylet reports it
     is_head: bool = False
     is_draining: bool = False
+    tenants: tuple[str, ...] = ()  # actors that keep it from being released: see ``tenants.py``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,19 +117,22 @@ def parse_cluster(
     types: Mapping[str, tuple[str, float]],
     booting_types: tuple[str, ...],
     groups: Mapping[str, tuple[str, ...]],
+    tenants: Mapping[str, tuple[str, ...]],
 ) -> RawCluster:
-    """Puts the three answers together.
+    """Puts the answers together.
 
     Args:
         raw: Of ``read_controller``.
         types: Node id to its type and idle time (s).
         booting_types: Types being launched.
         groups: Name of a placement group to the nodes of its bundles.
+        tenants: Of ``find_tenants``.
     """
     nodes = []
     for node in raw["nodes"]:
         node_type, idle_s = types.get(node["node_id"], ("", 0.0))
-        nodes.append(RawNode(**node, node_type=node_type, idle_s=idle_s))
+        kept_by = tenants.get(node["node_id"], ())
+        nodes.append(RawNode(**node, node_type=node_type, idle_s=idle_s, tenants=kept_by))
     replicas = []
     for replica in raw["replicas"]:
         values = {k: v for k, v in replica.items() if k != "pg_name"}
@@ -152,4 +158,5 @@ def fetch_cluster() -> RawCluster:
     """
     raw = call_controller(controller_view.read_controller)
     types, booting_types = _autoscaler_view(ray.get_runtime_context().gcs_address)
-    return parse_cluster(raw, types, booting_types, _placement_groups(raw))
+    tenants = find_tenants(actors(actor_state_name="ALIVE").values())
+    return parse_cluster(raw, types, booting_types, _placement_groups(raw), tenants)

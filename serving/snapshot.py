@@ -1,8 +1,8 @@
 """A live cluster as ``ClusterState``: what the raw view means. Pure, so that it is tested without Ray.
 
 Of two views of a node, the scheduler's and the sum of the known replicas, the worse one counts. What no replica of
-Serve explains is non-Serve work, and such a node is not releasable. A head node without replicas, and rayfold's
-own application, are left out: nothing is decided about them.
+Serve explains, resources or actors, is non-Serve work, and such a node is not releasable. A head node without replicas,
+and rayfold's own application, are left out: nothing is decided about them.
 """
 
 import logging
@@ -247,7 +247,7 @@ def _fill_free(nodes: list[RawNode], spec: ClusterSpec, st: StateArrays, holding
         others = np.where(all_of - free - on_node[n] > 1e-3, all_of - free - on_node[n], 0.0)
         st.node_others[n] = np.maximum(0.0, others)
         st.node_free[n] = np.maximum(0.0, np.minimum(free, all_of - on_node[n]))
-        if st.node_others[n].any():
+        if st.node_others[n].any() or node.tenants:
             st.node_releasable[n] = False
 
 
@@ -271,7 +271,8 @@ def build_state(raw: RawCluster, settings: LiveSettings, history: History) -> Cl
     holdings = _holdings(spec, st)
     _fill_free(nodes, spec, st, holdings)
     _fill_devices(spec, st, holdings)
-    empty = {n.node_id for i, n in enumerate(nodes) if st.node_num_held[i] == 0 and not st.node_others[i].any()}
+    is_empty = (st.node_num_held == 0) & ~st.node_others.any(axis=1)
+    empty = {node.node_id for n, node in enumerate(nodes) if is_empty[n] and not node.tenants}
     history.observe(raw, phases, empty)
     st.replica_since_s[:] = [history.phase_since_s(r.replica_id) for r in raw.replicas]
     for n, node in enumerate(nodes):

@@ -1,6 +1,7 @@
 """A state in words, for people: what ``GET /state`` shows."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,17 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def describe_state(state: ClusterState) -> dict[str, Any]:
-    """A state in words, for people: JSON values only."""
+def _nobody(node_id: str) -> tuple[str, ...]:
+    return ()
+
+
+def describe_state(state: ClusterState, tenants: Callable[[str], tuple[str, ...]] = _nobody) -> dict[str, Any]:
+    """A state in words, for people: JSON values only.
+
+    Args:
+        state: The state.
+        tenants: By node id the actors that keep it from being released.
+    """
     st, spec = state.arrays, state.spec
     types = {n: spec.node_types[int(st.node_type[n])] for n in np.flatnonzero(st.node_phase > 0)}
     nodes = [
@@ -25,6 +35,7 @@ def describe_state(state: ClusterState) -> dict[str, Any]:
             "phase": NodePhase(int(st.node_phase[n])).name.lower(),
             "free": dict(zip(spec.resource_names, st.node_free[n].tolist(), strict=True)),
             "releasable": bool(st.node_releasable[n]),
+            "kept_by": list(tenants(state.node_ids[n])),
             "fenced": bool(st.node_fenced_until_s[n] > state.now_s),
             "idle_s": _finite(state.now_s - st.node_idle_since_s[n]),
             "price_usd_per_h": node_type.price_usd_per_h,

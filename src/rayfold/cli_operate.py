@@ -168,7 +168,8 @@ def _show_cluster(console: "Console", state: Mapping[str, Any]) -> None:
     table = Table("node", "type", "phase", *right, title=f"{len(nodes)} nodes, {usd_per_h:.2f} USD/h")
     for node in nodes:
         here = [r for r in replicas if r["node_id"] == node["node_id"]]
-        marks = [m for m in ("fenced",) if node[m]] + ([] if node["releasable"] else ["kept"])
+        kept = " by ".join(["kept", *([", ".join(node["kept_by"])] if node["kept_by"] else [])])
+        marks = [m for m in ("fenced",) if node[m]] + ([] if node["releasable"] else [kept])
         table.add_row(
             node["node_id"],
             node["node_type"],

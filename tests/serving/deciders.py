@@ -19,6 +19,7 @@ from rayfold.serving.history import History
 from rayfold.serving.journal import Journal
 from rayfold.serving.live_moves import MoveRecord, MoveStatus
 from rayfold.serving.live_settings import LiveSettings
+from rayfold.serving.metrics import Metrics
 
 NOW_S = 1000.0
 SETTINGS = LiveSettings(limits=Limits(max_concurrent_moves=4), plan_deadline_s=5.0, decision_interval_s=0.01)
@@ -152,6 +153,7 @@ def make_decider(
     stand_down: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = lambda: NOW_S,
     make_policy: Callable[[Limits], Policy] | None = None,
+    metrics: Metrics | None = None,
 ) -> Decider:
     """A decider over the hand-built cluster."""
     return Decider(
@@ -167,4 +169,5 @@ def make_decider(
         clock=clock,
         may_act=may_act,
         stand_down=stand_down,
+        metrics=metrics,
     )

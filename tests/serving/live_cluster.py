@@ -20,6 +20,7 @@ from rayfold.envs.state import ClusterState, ReplicaPhase
 from rayfold.serving.executor import ServeExecutor
 from rayfold.serving.history import History
 from rayfold.serving.live_settings import Brakes, DeploymentSettings, LiveSettings, NodeTypeSettings
+from rayfold.serving.local_cluster import LocalCluster, free_port
 from rayfold.serving.snapshot import take_snapshot
 from tests.serving.permanent_form import WISH, attach_if_wished
 
@@ -98,6 +99,7 @@ def finish(executor: ServeExecutor, move_id: str, timeout_s: float = 60.0) -> Mo
 class Live(NamedTuple):
     """The running cluster."""
 
+    cluster: LocalCluster
     address: str
     url: str  # of Serve's HTTP proxy
     wish: Path  # see ``permanent_form``
@@ -134,9 +136,12 @@ def _start(wish: Path) -> Iterator[Live]:
     from ray import serve
 
     from rayfold.serving import demo_apps
-    from rayfold.serving.local_cluster import LocalCluster, free_port
 
-    with LocalCluster(node_types=[NODE_TYPE], idle_timeout_s=SETTINGS.idle_timeout_s) as cluster:
+    # A raylet that was killed is missed after five checks that are refused; one that is slow has ten seconds for each.
+    soon = {"RAY_health_check_period_ms": "1000"}
+    with LocalCluster(
+        node_types=[NODE_TYPE], idle_timeout_s=SETTINGS.idle_timeout_s, extra_env=soon, has_dashboard=True
+    ) as cluster:
         cluster.connect()
         request_nodes(3)
         wait_until("three nodes to join", lambda: num_nodes() == 3, 90.0)
@@ -155,7 +160,7 @@ def _start(wish: Path) -> Iterator[Live]:
         demo_apps.deploy_echo("pack", 1, bundles)
         demo_apps.deploy_echo("plain", 4)
         wait_until("five replicas to serve", lambda: is_calm(snapshot(), 5), 60.0)
-        yield Live(cluster.address, f"http://127.0.0.1:{port}", wish)
+        yield Live(cluster, cluster.address, f"http://127.0.0.1:{port}", wish)
 
 
 def scheduler_class(controller: Any) -> tuple[str, str, bool]:

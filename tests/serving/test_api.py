@@ -230,7 +230,7 @@ def test_metrics_are_what_prometheus_reads(served: Served) -> None:
     answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     families = {f.name: f for f in text_string_to_metric_families(answer.text)}
-    kinds = {f"rayfold_{name.removesuffix('_total')}": kind for name, (kind, _) in NAMES.items()}
+    kinds = {f"rayfold_{name.removesuffix('_total')}": kind for name, (kind, _, _) in NAMES.items()}
     assert {name: family.type for name, family in families.items()} == kinds
     samples = {(s.name, tuple(s.labels.values())): s.value for f in families.values() for s in f.samples}
     assert samples["rayfold_decisions_total", ("act", "started")] == 1.0
@@ -262,6 +262,31 @@ def test_decisions_are_counted_by_what_came_of_them(mode: Mode, plan: Plan, free
     decider.tick()
     page = decider.metrics.text(Gauges(mode, False, True, 0))
     assert f'rayfold_decisions_total{{mode="{mode}",reason="{outcome}"}} 1.0' in page.splitlines()
+
+
+def test_wrong_method_is_told_the_right_ones(served: Served) -> None:
+    """All methods of the path, whichever route comes first."""
+    answer = served.client.request("PUT", "/settings", headers=BEARER)
+    assert (answer.status_code, answer.json()) == (405, {"error": "Method Not Allowed"})
+    assert answer.headers["allow"] == "GET, POST"
+    assert served.client.request("PUT", "/mode").headers["allow"] == "POST"
+
+
+def test_settings_are_documented_by_their_fields(served: Served) -> None:
+    """Each with its type, whether it is sent or answered; limits too, which are a tuple inside."""
+    document = served.client.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    assert set(schemas["LiveSettings"]["properties"]) == set(settings_as_json(LiveSettings()))
+    limits = schemas["LiveSettings"]["properties"]["limits"]
+    assert {name: field["type"] for name, field in limits["properties"].items()} == {
+        "max_concurrent_moves": "integer",
+        "deployment_cooldown_s": "number",
+        "fence_s": "number",
+        "use_unreleasable_nodes": "boolean",
+        "allow_new_nodes": "boolean",
+    }
+    sent = document["paths"]["/settings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert sent["$ref"] == "#/components/schemas/LiveSettings"
 
 
 def test_openapi_has_examples(served: Served) -> None:

@@ -3,9 +3,12 @@
 The cluster is that of ``live_cluster``. Every test leaves its five replicas serving, up to the last one.
 """
 
+import contextlib
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -31,7 +34,7 @@ from rayfold.serving.attach import deploy_decider, detach_controller, serve_deci
 from rayfold.serving.decision import Mode
 from rayfold.serving.executor import ServeExecutor, call_controller, serve_controller
 from rayfold.serving.lease import GcsStore, Lease
-from rayfold.serving.live_moves import MoveRecord
+from rayfold.serving.live_moves import FINAL, MoveRecord
 from rayfold.serving.load import HttpLoad
 from rayfold.serving.state_file import save_snapshot
 from tests.envs.clusters import constant_traffic
@@ -54,6 +57,7 @@ from tests.serving.live_cluster import (
 )
 
 pytestmark = LIVE_MARKS
+SERVE_CONFIG = Path(controller_patch.__file__).parent / "config.yaml"
 
 
 @pytest.fixture
@@ -330,6 +334,63 @@ def test_fenced_node_takes_no_new_replica(live: Live, executor: ServeExecutor) -
     wait_until("five replicas", lambda: is_calm(snapshot(), 5))
 
 
+@pytest.mark.usefixtures("autoscaled")
+def test_burst_in_the_middle_of_an_evacuation(live: Live) -> None:
+    """Ten users become sixty while a node is emptied: what Serve scales up stays off it, and nobody goes unserved.
+
+    The scale-up is that of Serve's own autoscaler.
+    """
+    limits = Limits(max_concurrent_moves=10, deployment_cooldown_s=0.0)
+    state, executor = snapshot(), ServeExecutor(fence_s=60.0)
+    plan = BestFit(limits).plan(state, np.random.default_rng(0))
+    (source,) = {int(state.arrays.replica_node[move.replica_idx]) for move in plan.moves}
+    urls = [f"{live.url}/burst", f"{live.url}/plain", f"{live.url}/pack"]
+    with HttpLoad(urls, num_clients=10) as calm, contextlib.ExitStack() as later:
+        wait_until("load to flow", lambda: calm.stats("start").requests > 50)
+        move_ids = [executor.start(state, move) for move in plan.moves]
+        wait_until("a replacement", lambda: any(s.replacement_id for s in executor.statuses().values()))
+        burst = later.enter_context(HttpLoad(urls[:1], num_clients=50))
+        assert any(status.phase not in FINAL for status in executor.statuses().values())
+        for move_id in move_ids:
+            assert finish(executor, move_id) == MovePhase.DONE, executor.statuses()[move_id]
+        wait_until("the scale-up", lambda: len(replicas_of(snapshot(), "burst/burst")) == 6)
+        wait_until("load after it", lambda: burst.stats("start").requests > 500)
+    after = snapshot()
+    assert state.node_ids[source] not in {after.node_ids[n] for n in after.arrays.replica_node}
+    for load in (calm, burst):
+        assert load.stats("start").failed == 0, load.stats("start").errors
+    executor.detach()
+
+
+@pytest.fixture
+def autoscaled(live: Live) -> Iterator[None]:
+    """``/burst``: two replicas of a tenth of a GPU, up to six where more than three requests wait for each."""
+    from ray import serve
+
+    from rayfold.serving import demo_apps
+
+    scaling = {
+        "min_replicas": 2,
+        "max_replicas": 6,
+        "target_ongoing_requests": 3,
+        "upscale_delay_s": 0.5,
+        "downscale_delay_s": 600.0,
+        "look_back_period_s": 2.0,
+        "metrics_interval_s": 0.5,
+    }
+    deployment: Any = serve.deployment(
+        name="burst",
+        autoscaling_config=scaling,
+        ray_actor_options={"num_cpus": 1, "num_gpus": 0.1},
+        max_ongoing_requests=20,
+        graceful_shutdown_wait_loop_s=1.0,
+    )(demo_apps.Echo)
+    serve.run(deployment.bind("burst"), name="burst", route_prefix="/burst")
+    yield
+    serve.delete("burst")
+    wait_until("five replicas", lambda: is_calm(snapshot(), 5))
+
+
 def test_live_snapshot_encodes_as_the_equal_hand_built_state(live: Live) -> None:
     """Free room, devices and counts rebuilt by hand from the replicas alone give the same observation."""
     state = snapshot()
@@ -368,6 +429,7 @@ def test_recommend_shows_a_plan_and_touches_nothing(live: Live, tmp_path: Path) 
             answers["wrong"] = client.post(f"{base}/mode", json={"mode": "act"}, headers={"Authorization": "Bearer no"})
             answers["right"] = client.post(f"{base}/settings", json={"brakes": {"moves_per_h": 7}}, headers=bearer)
             answers["absent"] = client.get(f"{base}/decisions/999999")
+            answers["method"] = client.put(f"{base}/settings")
 
     seen = serve_decider(
         address=live.address,
@@ -386,12 +448,40 @@ def test_recommend_shows_a_plan_and_touches_nothing(live: Live, tmp_path: Path) 
     assert answers["moves"].json() == []
     assert answers["right"].json()["brakes"] == {**answers["right"].json()["brakes"], "moves_per_h": 7}
     assert (answers["absent"].status_code, answers["absent"].json()) == (404, {"error": "no decision 999999"})
+    assert (answers["method"].status_code, answers["method"].headers["allow"]) == (405, "GET, POST")
     assert 'rayfold_mode{mode="recommend"} 1.0' in answers["metrics"].text
     assert "/moves/{move_id}/cancel" in answers["openapi.json"].json()["paths"]
     assert (answers["no token"].status_code, answers["wrong"].status_code) == (401, 401)
     assert any(line.startswith("recommend best_fit: 3 nodes, 12.00 USD/h") for line in lines), lines
     assert sorted(snapshot().replica_ids) == sorted(before)
     assert httpx.get(f"{live.url}/rayfold/healthz", timeout=10.0, trust_env=False).status_code == 404
+
+
+def test_serve_deploy_brings_the_decider(live: Live, tmp_path: Path) -> None:
+    """Ray's own command with the shipped file, over the dashboard, with Ray's token: it recommends, touches nothing.
+
+    A file without its entry takes it away.
+    """
+    before = snapshot().replica_ids
+    _serve_deploy(live, SERVE_CONFIG)
+    url = f"{live.url}/rayfold"
+    wait_until("a decision", lambda: bool(ask(f"{url}/plan")), 90.0)
+    health, decision = ask(f"{url}/healthz"), ask(f"{url}/plan")
+    assert (health["status"], health["mode"], decision["policy"]) == ("ok", "recommend", "learned"), health
+    assert len(ask(f"{url}/state")["replicas"]) == 5
+    assert httpx.post(f"{url}/pause", timeout=10.0, trust_env=False).status_code == 401, "nobody has its token"
+    assert call_controller(controller_patch.patched) == []
+    (tmp_path / "without.yaml").write_text("applications: []")
+    _serve_deploy(live, tmp_path / "without.yaml")  # what is only deleted comes back when the controller restarts
+    wait_until("the decider to be gone", lambda: call_controller(decider_pid) is None)
+    assert sorted(snapshot().replica_ids) == sorted(before)
+
+
+def _serve_deploy(live: Live, config: Path) -> None:
+    program, environment = Path(sys.executable).parent / "serve", {**os.environ, **live.cluster.client_env}
+    command = [str(program), "deploy", str(config), "--address", live.cluster.dashboard_url]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_killed_decider_goes_on_and_a_node_is_released(live: Live) -> None:

@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import numpy as np
+import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from rayfold.envs.moves import Move
-from rayfold.envs.safety import Limits
+from rayfold.envs.safety import Limits, Reason, check_move
 from rayfold.errors import ClusterError
+from rayfold.policies.best_fit import BestFit
 from rayfold.serving import controller_patch
 from rayfold.serving.attach import deploy_decider
 from rayfold.serving.decision import Mode
@@ -39,6 +43,7 @@ from tests.serving.live_cluster import (
     snapshot,
     wait_until,
 )
+from tests.serving.test_dashboard import ray_samples
 
 pytestmark = LIVE_MARKS
 
@@ -278,6 +283,42 @@ def test_kill_in_the_middle_of_a_move(calm: Bench, what: str, phase: str) -> Non
         assert "reattached" in [e["kind"] for e in ask(f"{calm.url}/state")["events"]]
 
 
+@pytest.mark.parametrize("phase", ["starting", "draining"])
+def test_destination_dies_in_the_middle_of_a_move(calm: Bench, phase: str) -> None:
+    """Kill -9 of its raylet: all on it dies, the autoscaler brings another node, and the targets are met again."""
+    move, held = begin(calm, phase)
+    os.kill(raylet_pid(move["to_node"]), signal.SIGKILL)
+    wait_until("the node to be gone", lambda: move["to_node"] not in _alive_nodes())
+    calm.gate("start")
+    calm.gate("answer")
+    wait_until("the move to end", lambda: move_now(calm, move["move_id"]).get("phase") in FINAL, 90.0)
+    told = move_now(calm, move["move_id"])
+    assert told["phase"] == ("failed" if phase == "starting" else "done"), told
+    if phase == "starting":
+        answer = httpx.get(f"{calm.live.url}/gated", timeout=30.0, trust_env=False)
+        assert answer.status_code == 200, "the old replica serves on"
+        assert move["replica_id"] in snapshot().replica_ids
+    elif held is not None:
+        assert held.status() == 200
+    wait_until("three nodes", lambda: num_nodes() == 3, 90.0)
+    check_aftermath(calm)
+    wait_until("the application to answer", lambda: ask_text(f"{calm.live.url}/gated") == "gated")
+
+
+def raylet_pid(node_id: str) -> int:
+    """Process id of a node's raylet: alone of all processes it has this argument."""
+    argument = f"--node_id={node_id}"
+    (pid,) = (p.pid for p in psutil.process_iter(["cmdline"]) if argument in (p.info["cmdline"] or ()))
+    return pid
+
+
+def _alive_nodes() -> set[str]:
+    import ray
+
+    api: Any = ray
+    return {n["NodeID"] for n in api.nodes() if n["Alive"]}
+
+
 @pytest.mark.parametrize("how", ["hangs", "fails"])
 def test_replacement_that_never_becomes_healthy(calm: Bench, how: str) -> None:
     """It hangs until the time-out, or fails to start: the old replica serves on, and is the same one."""
@@ -331,6 +372,94 @@ def test_destination_filled_by_somebody_else(calm: Bench) -> None:
     assert state.replica_ids[r] in snapshot().replica_ids
 
 
+@pytest.mark.parametrize("num_gpus", [0.0, 0.5])
+def test_node_with_a_detached_actor_is_not_emptied(calm: Bench, num_gpus: float) -> None:
+    """It keeps its node from being released, even if it holds no resource: each move off it says so."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    class Tenant:
+        def ready(self) -> bool:
+            return True
+
+    state = snapshot()
+    node = state.node_ids[int(state.arrays.replica_node[replicas_of(state, "gated/gated")[0]])]
+    affinity = NodeAffinitySchedulingStrategy(node, soft=False)
+    make: Any = ray.remote(Tenant)
+    options = {"num_cpus": 0, "num_gpus": num_gpus, "scheduling_strategy": affinity}
+    tenant = make.options(name="tenant", lifetime="detached", **options).remote()
+    assert ray.get(tenant.ready.remote(), timeout=30.0)
+    _refuse_wish(calm, "gated/gated", "source_not_releasable")
+    told = {n["node_id"]: (n["releasable"], n["kept_by"]) for n in ask(f"{calm.url}/state")["nodes"]}
+    assert told.pop(node) == (False, ["tenant"])
+    assert set(map(str, told.values())) == {"(True, [])"}
+    ray.kill(tenant)
+    wait_until("the node to be releasable", lambda: _releasable(node))
+
+
+def _releasable(node_id: str) -> bool:
+    state = snapshot()
+    return bool(state.arrays.node_releasable[state.node_ids.index(node_id)])
+
+
+def _refuse_wish(bench: Bench, key: str, reason: str) -> None:
+    """Wishes a replica moved, and waits for a decision that refuses it for this reason, and starts nothing."""
+    before, newest = ask(f"{bench.url}/moves"), ask(f"{bench.url}/decisions?limit=1")[0]["id"]
+    write_wish(bench, key)
+    wait_until(f"a refusal: {reason}", lambda: _has_refused(bench.url, reason, newest))
+    bench.gate("wish", is_open=False)
+    assert ask(f"{bench.url}/moves") == before
+
+
+def test_group_that_spans_nodes_is_never_moved(calm: Bench) -> None:
+    """A PACK group of six GPUs lies on two nodes at least: it is told so, refused wherever it would go, and stays."""
+    from ray import serve
+
+    from rayfold.serving import demo_apps
+
+    demo_apps.scale_echo("plain", 1)
+    wait_until("three replicas", lambda: is_calm(snapshot(), NUM_REPLICAS - 3))
+    demo_apps.deploy_echo("wide", 1, [{"GPU": 2.0, "CPU": 1.0}] * 3)
+    state = snapshot()
+    st, (r,) = state.arrays, replicas_of(state, "wide/wide")
+    assert st.replica_spans[r]
+    assert len({int(n) for n in st.replica_bundle_node[r]} - {-1}) >= 2
+    others = [n for n in range(len(st.node_type)) if n != st.replica_node[r]]
+    assert {check_move(state, Move(r, n), Limits()).reason for n in others} == {Reason.REPLICA_SPANS_NODES}
+    plan = BestFit(Limits()).plan(state, np.random.default_rng(0))
+    assert r not in {move.replica_idx for move in plan.moves}
+    _refuse_wish(calm, "wide/wide", "replica_spans_nodes")
+    after = snapshot()
+    (again,) = replicas_of(after, "wide/wide")
+    assert after.replica_ids[again] == state.replica_ids[r]
+    serve.delete("wide")
+    demo_apps.scale_echo("plain", 4)
+
+
+def test_ray_s_exporter_tells_the_metrics(calm: Bench) -> None:
+    """What the head's own exporter serves is what the dashboard asks for; after a move, with its phases."""
+    move_id = wish(calm)["move_id"]
+    wait_until("the move to end", lambda: move_now(calm, move_id).get("phase") in FINAL)
+    rare = {"ray_rayfold_fallback_total", "ray_rayfold_tick_errors_total", "ray_rayfold_moves_undone_total"}
+    expected = {name: labels for name, labels in ray_samples().items() if name not in rare}
+    wait_until("the exporter to tell them", lambda: expected.keys() <= _exported().keys(), 90.0)
+    told = _exported()
+    assert all(labels <= told[name] for name, labels in expected.items())
+    known = {name for name in told if not name.endswith("_bucket")}
+    assert known <= expected.keys() | rare
+
+
+def _exported() -> dict[str, set[str]]:
+    """Labels by name of the decider's samples at the exporter of its node."""
+    import ray
+
+    api: Any = ray
+    (port,) = (n["MetricsExportPort"] for n in api.nodes() if "node:__internal_head__" in n["Resources"])
+    page = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10.0, trust_env=False).text
+    samples = [s for family in text_string_to_metric_families(page) for s in family.samples]
+    return {s.name: set(s.labels) for s in samples if s.name.startswith("ray_rayfold_")}
+
+
 @pytest.fixture
 def rival(calm: Bench) -> Iterator[str]:
     """The URL of a second decider, in mode act, that wishes the same."""
@@ -365,5 +494,6 @@ def test_of_two_deciders_one_acts(calm: Bench, rival: str) -> None:
     assert ask(f"{rival}/state")["lease_held"] is False
 
 
-def _has_refused(url: str, why: str) -> bool:
-    return any(move["reason"].endswith(why) for decision in ask(f"{url}/decisions") for move in decision["moves"])
+def _has_refused(url: str, why: str, after_id: int = 0) -> bool:
+    newer = [decision for decision in ask(f"{url}/decisions") if decision["id"] > after_id]
+    return any(move["reason"].endswith(why) for decision in newer for move in decision["moves"])

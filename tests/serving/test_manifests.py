@@ -1,9 +1,13 @@
 """What is deployed by file: Ray takes the Serve configs, their arguments build a decider, and their paths agree."""
 
+import functools
+import json
+import operator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from ray._common.utils import import_attr
@@ -22,6 +26,7 @@ from rayfold.serving.snapshot import OWN_APP
 
 _build: Any = call_user_app_builder_with_args_if_necessary  # its annotation knows plain functions only
 SERVING = Path(rayfold.serving.__file__).parent
+DATA = Path(__file__).parents[1] / "data"
 _CALLBACK = "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH"
 
 
@@ -78,6 +83,29 @@ def test_paths_of_the_ray_service_are_mounted() -> None:
     assert args["settings"]["idle_timeout_s"] == cluster["autoscalerOptions"]["idleTimeoutSeconds"]
     images = {pod["template"]["spec"]["containers"][0]["image"] for pod in (cluster["headGroupSpec"], worker)}
     assert len(images) == 1
+
+
+def _faults(manifest: dict[str, Any]) -> list[str]:
+    """What KubeRay's own schema has against it, fields that it does not know included."""
+    schema = json.loads((DATA / "kuberay" / "rayservice_v1_schema.json").read_text())
+    return [fault.message for fault in jsonschema.Draft202012Validator(schema).iter_errors(manifest)]
+
+
+def test_ray_service_is_what_kuberay_takes() -> None:
+    """By the schema of its custom resource: no fault, and a planted one is found on each level."""
+    assert _faults(_ray_service()) == []
+    for path, value, told in (
+        (("spec", "serveConfig"), "", "'serveConfig' was unexpected"),
+        (("spec", "rayClusterConfig", "autoscalerOptions", "idleTimeoutSeconds"), "300", "is not of type 'integer'"),
+        (("spec", "rayClusterConfig", "headGroupSpec", "template", "spec", "volumes"), {}, "is not of type 'array'"),
+        (("spec", "rayClusterConfig", "workerGroupSpecs", 0, "maxReplica"), 3, "'maxReplica' was unexpected"),
+    ):
+        planted: Any = _ray_service()
+        *parents, last = path
+        inner = functools.reduce(operator.getitem, parents, planted)
+        inner[last] = value
+        (fault,) = _faults(planted)
+        assert told in fault
 
 
 def test_wrong_arguments_are_told(tmp_path: Path) -> None:

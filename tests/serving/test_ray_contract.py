@@ -108,6 +108,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     f"{_SERVE}.default_impl": ("create_deployment_scheduler",),
     f"{_SERVE}.replica": ("SERVE_BUILD_ASGI_APP_METHOD",),
     "ray._raylet": ("AuthenticationTokenLoader", "Config", "node_labels_match_selector"),
+    "ray._private.state": ("actors",),
     "ray._private.worker": ("global_worker",),
     "ray._private.node": ("Node",),
     "ray._private.parameter": ("RayParams",),

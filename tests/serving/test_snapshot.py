@@ -26,6 +26,7 @@ from rayfold.serving.history import History
 from rayfold.serving.live_settings import DeploymentSettings, LiveSettings, NodeTypeSettings
 from rayfold.serving.raw_cluster import RawCluster, RawDeployment, RawNode, RawReplica
 from rayfold.serving.snapshot import build_state
+from rayfold.serving.state_view import describe_state
 from tests.envs.conservation import check_conserved
 
 NOW_S = 1_000_000.0
@@ -116,6 +117,18 @@ def test_non_serve_work_pins_its_node() -> None:
     assert st.node_releasable.tolist() == [True, False]
     assert st.node_idle_since_s.tolist() == [math.inf, math.inf]
     assert st.gpu_free[1].tolist() == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_actor_without_resources_pins_its_node() -> None:
+    """Nothing of its node is used, and it is kept all the same, not idle, and told by whom."""
+    raw = _raw([_node("n1", 1, 1), _node("n2", tenants=("cache",))], [_plain(1)], [_replica("r1", "a", "n1")])
+    history = History()
+    state = build_state(raw, SETTINGS, history)
+    assert not state.arrays.node_others.any()
+    assert state.arrays.node_releasable.tolist() == [True, False]
+    assert state.arrays.node_idle_since_s.tolist() == [math.inf, math.inf]
+    told = {node["node_id"]: node["kept_by"] for node in describe_state(state, history.tenants)["nodes"]}
+    assert told == {"n1": [], "n2": ["cache"]}
 
 
 def test_opted_out_node_keeps_its_replicas() -> None:
