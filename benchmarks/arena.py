@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rayfold.policies.by_name import BUNDLED, HEURISTICS, LEARNED
+from rayfold.policies.by_name import HEURISTICS, LEARNED, NETWORK
 from rayfold.policies.free_repacking import FreeRepacking
 from rayfold.training.provenance import git_commit
 from rayfold.training.report import write_atomically
@@ -84,7 +84,7 @@ def rows(scenario: str, result: dict[str, Any]) -> list[str]:
 
 def summary(results: dict[str, dict[str, Any]]) -> list[str]:
     """One line per scenario: bills against ``none``, and the learned policy against the strongest heuristic."""
-    shown = ("ray_serve", "patient", "karpenter", "exact", *BUNDLED, FreeRepacking.name)
+    shown = ("ray_serve", "patient", "karpenter", "exact", LEARNED, NETWORK, FreeRepacking.name)
     headings = ("scenario", "none USD", "strongest heuristic", *shown)
     lines = [
         "Bill against `none` in percent, paired, means over the episodes.",
@@ -153,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_SEEDS} episodes of {QUICK_HOURS:g} h each")
     parser.add_argument("--scenarios", default=",".join(SCENARIOS))
-    parser.add_argument("--policies", default=",".join([*HEURISTICS, FreeRepacking.name, *BUNDLED]))
+    parser.add_argument("--policies", default=",".join([*HEURISTICS, FreeRepacking.name, LEARNED, NETWORK]))
     parser.add_argument("--seeds", type=int, help=f"default {SEEDS}, of large scenarios fewer")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "arena")
