@@ -202,6 +202,7 @@ class Simulator:
 
     def world(self, layout: ObsLayout, steps_per_tick: int) -> World:
         """The simulator's own arrays for ``batch.step_batch``; valid as long as the simulator is."""
+        self._work.seen[0] = -1  # `last` is new: nothing has been encoded into it
         return World(
             spec=self.spec.arrays,
             st=self._arrays,
