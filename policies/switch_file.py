@@ -9,7 +9,6 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,7 +16,7 @@ from rayfold.errors import InputError
 from rayfold.policies.portfolio import MEMBERS
 from rayfold.policies.switch_features import FEATURES
 from rayfold.policies.switch_net import SwitchConfig, SwitchNet
-from rayfold.policies.weights import one_line, packed, read_bytes, restore
+from rayfold.policies.weights import one_line, packed, read_header, restore
 
 __all__ = ["Switch", "SwitchCard", "read_switch", "write_switch"]
 
@@ -72,13 +71,7 @@ def read_switch(folder: Path) -> Switch | None:
     path = folder / HEADER
     if not path.exists() and not (folder / WEIGHTS).exists():
         return None
-    try:
-        header: Any = json.loads(read_bytes(path))
-    except (ValueError, RecursionError) as err:
-        raise InputError(str(path), "JSON", one_line(err)) from err
-    if not isinstance(header, dict) or header.get("format") != FORMAT_VERSION:
-        got = header.get("format") if isinstance(header, dict) else type(header).__name__
-        raise InputError(f"{path}: format", f"switch format {FORMAT_VERSION}", got)
+    header = read_header(path, "switch", FORMAT_VERSION)
     for name, own in (("members", MEMBERS), ("features", FEATURES)):
         if header.get(name) != list(own):
             raise InputError(

@@ -5,13 +5,12 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from rayfold.errors import InputError
 from rayfold.policies.timing import FEATURES, Timing
-from rayfold.policies.weights import one_line, read_bytes
+from rayfold.policies.weights import one_line, read_header
 
 __all__ = ["TimingCard", "TrainedTiming", "read_timing", "write_timing"]
 
@@ -61,13 +60,7 @@ def read_timing(folder: Path) -> TrainedTiming | None:
     path = folder / HEADER
     if not path.exists():
         return None
-    try:
-        header: Any = json.loads(read_bytes(path))
-    except (ValueError, RecursionError) as err:
-        raise InputError(str(path), "JSON", one_line(err)) from err
-    if not isinstance(header, dict) or header.get("format") != FORMAT_VERSION:
-        got = header.get("format") if isinstance(header, dict) else type(header).__name__
-        raise InputError(f"{path}: format", f"timing format {FORMAT_VERSION}", got)
+    header = read_header(path, "timing", FORMAT_VERSION)
     if header.get("features") != list(FEATURES):
         told = f"the {len(FEATURES)} features of this version (train the timing again)"
         raise InputError(f"{path}: features", told, "others")

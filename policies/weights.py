@@ -1,7 +1,9 @@
 """Weights of a network as a safetensors file: read only if they are complete, finite, and belong to the network."""
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -11,7 +13,7 @@ from torch import nn
 
 from rayfold.errors import InputError
 
-__all__ = ["one_line", "packed", "read_bytes", "restore"]
+__all__ = ["one_line", "packed", "read_bytes", "read_header", "restore"]
 
 
 def packed(net: nn.Module) -> bytes:
@@ -52,6 +54,27 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as err:
         raise InputError(str(path), "a file of a policy bundle", err.strerror or "unreadable") from None
+
+
+def read_header(path: Path, kind: str, version: int) -> dict[str, Any]:
+    """The JSON object that describes a part of a bundle.
+
+    Args:
+        path: The file.
+        kind: What the part is called in the message.
+        version: Format that it must have.
+
+    Raises:
+        InputError: It cannot be read, is no JSON object, or is of another format.
+    """
+    try:
+        header: Any = json.loads(read_bytes(path))
+    except (ValueError, RecursionError) as err:
+        raise InputError(str(path), "JSON", one_line(err)) from err
+    if not isinstance(header, dict) or header.get("format") != version:
+        got = header.get("format") if isinstance(header, dict) else type(header).__name__
+        raise InputError(f"{path}: format", f"{kind} format {version}", got)
+    return header
 
 
 def one_line(err: Exception) -> str:
