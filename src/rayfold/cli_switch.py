@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayfold.cli_options import SyntheticOption, TracesOption, names, one_each, traces_dir
+from rayfold.cli_options import SyntheticOption, TracesOption, names, one_each, shortened_scenarios
 
 __all__ = ["app"]
 
@@ -31,8 +31,7 @@ def train_switch(
     from rich.console import Console
     from rich.progress import Progress
 
-    from rayfold.cli_checks import check_bundle_target, check_horizon, check_output
-    from rayfold.envs.scenario import load_scenario
+    from rayfold.cli_checks import check_bundle_target, check_output
     from rayfold.policies.bundle import load_bundle, save_bundle
     from rayfold.policies.by_name import shipped_bundle
     from rayfold.policies.switch_net import SwitchConfig
@@ -44,12 +43,8 @@ def train_switch(
     hours = one_each("--horizon-h", horizon_h, len(chosen))
     check_bundle_target(out)
     check_output("--run-dir", run_dir / "labels" / "any")
-    lessons = []
-    for name, count, hour in zip(chosen, counts, hours, strict=True):
-        check_horizon(hour)
-        loaded = load_scenario(name, traces_dir(traces), synthetic=synthetic)
-        loaded = loaded.with_horizon(min(loaded.horizon_s, hour * 3600.0))
-        lessons.append(Lesson(scenario=loaded, seeds=tuple(range(count))))
+    scenarios = shortened_scenarios(chosen, hours, traces, synthetic=synthetic)
+    lessons = [Lesson(scenario=s, seeds=tuple(range(count))) for s, count in zip(scenarios, counts, strict=True)]
     base = load_bundle(bundle or shipped_bundle())
     console = Console()
     with Progress(console=console, transient=True) as progress:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayfold.cli_options import SyntheticOption, TracesOption, names, one_each, traces_dir
+from rayfold.cli_options import SyntheticOption, TracesOption, names, one_each, shortened_scenarios
 
 __all__ = ["app"]
 
@@ -32,8 +32,7 @@ def train_timing(
     from rich.console import Console
     from rich.progress import Progress
 
-    from rayfold.cli_checks import check_bundle_target, check_horizon, check_output
-    from rayfold.envs.scenario import load_scenario
+    from rayfold.cli_checks import check_bundle_target, check_output
     from rayfold.policies.bundle import load_bundle, save_bundle
     from rayfold.policies.by_name import shipped_bundle
     from rayfold.training.timing_training import Search, train_timing
@@ -43,11 +42,7 @@ def train_timing(
     hours = one_each("--horizon-h", horizon_h, len(chosen))
     check_bundle_target(out)
     check_output("--run-dir", run_dir / "any")
-    scenarios = []
-    for name, hour in zip(chosen, hours, strict=True):
-        check_horizon(hour)
-        loaded = load_scenario(name, traces_dir(traces), synthetic=synthetic)
-        scenarios.append(loaded.with_horizon(min(loaded.horizon_s, hour * 3600.0)))
+    scenarios = shortened_scenarios(chosen, hours, traces, synthetic=synthetic)
     base = load_bundle(bundle or shipped_bundle())
     console = Console()
     with Progress(console=console, transient=True) as progress:
