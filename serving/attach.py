@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import ray
@@ -25,6 +25,7 @@ from rayfold.serving.token_file import read_token
 
 __all__ = [
     "NUM_CANDIDATES",
+    "Detached",
     "connect",
     "decision_line",
     "deploy_decider",
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 NUM_CANDIDATES = 8  # that a learned policy lists, for the journal
 _CONNECT_TIMEOUT_S = 12.0
 _READY_TIMEOUT_S = 120.0
+_DETAILS_TIMEOUT_S = 30.0
 
 
 def connect(address: str) -> None:
@@ -197,14 +199,18 @@ def serve_decider(
             ray.shutdown()
 
 
-def detach_controller(address: str) -> list[str]:
+class Detached(NamedTuple):
+    """What a detach found."""
+
+    patched: list[str]  # what was patched before, by name; it no longer is
+    is_declared: bool  # the decider came by ``serve deploy``: a controller that restarts deploys it again
+
+
+def detach_controller(address: str) -> Detached:
     """Removes the decider of a cluster, if it runs there, and leaves the Serve controller as rayfold found it.
 
     Args:
         address: ``HOST:PORT`` of the cluster; a connection that is there already is used and kept.
-
-    Returns:
-        What was patched before, by name; it no longer is.
 
     Raises:
         InputError: No cluster answers at the address.
@@ -213,7 +219,7 @@ def detach_controller(address: str) -> list[str]:
     connected_before = ray.is_initialized()
     connect(address)
     try:
-        before = list(call_controller(controller_patch.patched))
+        found = Detached(list(call_controller(controller_patch.patched)), _is_declared())
         _remove_decider()  # it would attach again
         call_controller(controller_patch.detach)
         left = list(call_controller(controller_patch.patched))
@@ -222,7 +228,12 @@ def detach_controller(address: str) -> list[str]:
             ray.shutdown()
     if left:
         raise ClusterError(f"still patched: {', '.join(left)}; a restart of the Serve controller undoes it")
-    return before
+    return found
+
+
+def _is_declared() -> bool:
+    details: Any = ray.get(serve_controller().get_serve_instance_details.remote(), timeout=_DETAILS_TIMEOUT_S)
+    return bool(details["applications"].get(OWN_APP, {}).get("source") == "declarative")
 
 
 def _remove_decider() -> None:

@@ -5,6 +5,7 @@ Every default is safe; a file is optional. Node types are named as the autoscale
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -124,18 +125,20 @@ def load_live_settings(path: Path) -> LiveSettings:
     return parse_live_settings(load_yaml(text, str(path)) or {}, str(path))
 
 
-def parse_live_settings(content: Any, where: str) -> LiveSettings:
+def parse_live_settings(content: Any, where: str, *, strict: bool = False) -> LiveSettings:
     """Settings from plain values.
 
     Args:
         content: A mapping of fields; what is left out keeps its default.
         where: For the message.
+        strict: A number written as text is none; in a file it is one, since YAML takes ``1e3`` for text.
 
     Raises:
         InputError: With an unknown or wrong field, which is named.
     """
+    reader = TypeAdapter(LiveSettings)
     try:
-        settings = TypeAdapter(LiveSettings).validate_python(content)
+        settings = reader.validate_json(json.dumps(content), strict=True) if strict else reader.validate_python(content)
     except ValidationError as err:
         first = err.errors()[0]
         at = ".".join(str(part) for part in first["loc"]) or "settings"
@@ -156,14 +159,20 @@ def parse_live_settings(content: Any, where: str) -> LiveSettings:
 def merge_settings(settings: LiveSettings, content: Mapping[str, Any], where: str) -> LiveSettings:
     """The settings with some fields replaced; of ``brakes``, ``limits`` and ``prices`` only the fields that are given.
 
+    Args:
+        settings: The present ones.
+        content: JSON values.
+        where: For the message.
+
     Raises:
-        InputError: As ``parse_live_settings``.
+        InputError: As ``parse_live_settings``, strictly read.
     """
     present = settings_as_json(settings)
-    for name in ("brakes", "limits", "prices"):
-        if isinstance(content.get(name), Mapping):
-            content = {**content, name: {**present[name], **content[name]}}
-    return parse_live_settings({**present, **content}, where)
+    for name in {"brakes", "limits", "prices"} & content.keys():
+        if not isinstance(content[name], Mapping):
+            raise InputError(f"{where}: {name}", "a mapping of fields", content[name])
+        content = {**content, name: {**present[name], **content[name]}}
+    return parse_live_settings({**present, **content}, where, strict=True)
 
 
 def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:

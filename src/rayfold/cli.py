@@ -149,7 +149,12 @@ def detach(address: Annotated[str, typer.Option(help="HOST:PORT of the Ray clust
     from rayfold.serving.attach import detach_controller
 
     found = detach_controller(address)
-    typer.echo(f"detached: {', '.join(found)}" if found else "nothing was attached")
+    typer.echo(f"detached: {', '.join(found.patched)}" if found.patched else "nothing was attached")
+    if found.is_declared:
+        typer.echo(
+            "the decider stands in a Serve config: take its entry out and run `serve deploy`, or it comes back "
+            "when the Serve controller restarts"
+        )
 
 
 @app.command()

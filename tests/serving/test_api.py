@@ -195,6 +195,8 @@ def test_settings_are_taken_whole_or_not_at_all(served: Served) -> None:
         ({"limits": {"allow_new_nodes": True}}, "allow_new_nodes"),
         ({"limits": {"max_concurrent_moves": -1}}, "limits.max_concurrent_moves"),
         ({"prices": {"unserved": "x"}}, "prices"),
+        ({"decision_interval_s": "5"}, "decision_interval_s"),
+        ({"brakes": [3]}, "brakes"),
     ):
         answer = client.post("/settings", json=wrong, headers=BEARER)
         assert answer.status_code == 422, wrong

@@ -200,10 +200,10 @@ def test_detach_verb_leaves_the_controller_as_found(live: Live) -> None:
         "__class__",
         "migrate_replicas_on_draining_nodes",
     ]
-    assert detach_controller(live.address) == found
+    assert detach_controller(live.address) == (found, False)
     assert call_controller(controller_patch.patched) == []
     assert call_controller(scheduler_class)[2] is False
-    assert detach_controller(live.address) == []
+    assert detach_controller(live.address) == ([], False)
 
 
 def test_lease_of_the_gcs_has_one_holder(live: Live) -> None:
@@ -300,7 +300,7 @@ def test_permanent_form_attaches_a_restarted_controller(live: Live) -> None:
     executor, state = ServeExecutor(fence_s=0.0), snapshot()
     r = replicas_of(state, "plain/plain")[0]
     assert finish(executor, executor.start(state, Move(r, other_node(state, r, 1.0)))) == MovePhase.DONE
-    assert len(detach_controller(live.address)) == 3
+    assert len(detach_controller(live.address).patched) == 3
     assert call_controller(controller_patch.patched) == []
 
 
@@ -461,7 +461,7 @@ def test_recommend_shows_a_plan_and_touches_nothing(live: Live, tmp_path: Path) 
 def test_serve_deploy_brings_the_decider(live: Live, tmp_path: Path) -> None:
     """Ray's own command with the shipped file, over the dashboard, with Ray's token: it recommends, touches nothing.
 
-    A file without its entry takes it away.
+    A detach tells that it came by a file, and a file without its entry takes it away for good.
     """
     before = snapshot().replica_ids
     _serve_deploy(live, SERVE_CONFIG)
@@ -472,6 +472,7 @@ def test_serve_deploy_brings_the_decider(live: Live, tmp_path: Path) -> None:
     assert len(ask(f"{url}/state")["replicas"]) == 5
     assert httpx.post(f"{url}/pause", timeout=10.0, trust_env=False).status_code == 401, "nobody has its token"
     assert call_controller(controller_patch.patched) == []
+    assert detach_controller(live.address).is_declared
     (tmp_path / "without.yaml").write_text("applications: []")
     _serve_deploy(live, tmp_path / "without.yaml")  # what is only deleted comes back when the controller restarts
     wait_until("the decider to be gone", lambda: call_controller(decider_pid) is None)

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rayfold.envs.moves import Move
 from rayfold.envs.safety import Limits, Reason, check_move
+from rayfold.envs.state import ClusterState
 from rayfold.errors import ClusterError
 from rayfold.policies.best_fit import BestFit
 from rayfold.serving import controller_patch
@@ -363,12 +364,14 @@ def test_destination_filled_by_somebody_else(calm: Bench) -> None:
     affinity = NodeAffinitySchedulingStrategy(state.node_ids[n], soft=False)
     make: Any = ray.remote(Squatter)
     squatter = make.options(num_cpus=0, num_gpus=room, scheduling_strategy=affinity).remote()
-    assert ray.get(squatter.ready.remote(), timeout=30.0)
-    hasty = ServeExecutor(move_timeout_s=2.0, fence_s=0.0)
-    move_id = hasty.start(state, Move(r, n))
-    wait_until("the move to end", lambda: hasty.statuses()[move_id].phase.value in FINAL)
-    assert (hasty.phase(move_id).value, hasty.statuses()[move_id].detail) == ("cancelled", "time-out")
-    ray.kill(squatter)
+    try:
+        assert ray.get(squatter.ready.remote(), timeout=60.0)
+        hasty = ServeExecutor(move_timeout_s=2.0, fence_s=0.0)
+        move_id = hasty.start(state, Move(r, n))
+        wait_until("the move to end", lambda: hasty.statuses()[move_id].phase.value in FINAL)
+        assert (hasty.phase(move_id).value, hasty.statuses()[move_id].detail) == ("cancelled", "time-out")
+    finally:
+        ray.kill(squatter)
     assert state.replica_ids[r] in snapshot().replica_ids
 
 
@@ -383,18 +386,28 @@ def test_node_with_a_detached_actor_is_not_emptied(calm: Bench, num_gpus: float)
             return True
 
     state = snapshot()
-    node = state.node_ids[int(state.arrays.replica_node[replicas_of(state, "gated/gated")[0]])]
+    key = _key_with_room(state, num_gpus)
+    node = state.node_ids[int(state.arrays.replica_node[replicas_of(state, key)[0]])]
     affinity = NodeAffinitySchedulingStrategy(node, soft=False)
     make: Any = ray.remote(Tenant)
     options = {"num_cpus": 0, "num_gpus": num_gpus, "scheduling_strategy": affinity}
     tenant = make.options(name="tenant", lifetime="detached", **options).remote()
-    assert ray.get(tenant.ready.remote(), timeout=30.0)
-    _refuse_wish(calm, "gated/gated", "source_not_releasable")
-    told = {n["node_id"]: (n["releasable"], n["kept_by"]) for n in ask(f"{calm.url}/state")["nodes"]}
+    try:
+        assert ray.get(tenant.ready.remote(), timeout=60.0)
+        _refuse_wish(calm, key, "source_not_releasable")
+        told = {n["node_id"]: (n["releasable"], n["kept_by"]) for n in ask(f"{calm.url}/state")["nodes"]}
+    finally:
+        ray.kill(tenant)
     assert told.pop(node) == (False, ["tenant"])
     assert set(map(str, told.values())) == {"(True, [])"}
-    ray.kill(tenant)
     wait_until("the node to be releasable", lambda: _releasable(node))
+
+
+def _key_with_room(state: ClusterState, num_gpus: float) -> str:
+    """A deployment whose first replica has so many GPUs free beside it: where Serve puts them is Serve's choice."""
+    st = state.arrays
+    keys = [d.key for d in state.spec.deployments if replicas_of(state, d.key)]
+    return next(k for k in keys if st.node_free[st.replica_node[replicas_of(state, k)[0]], 0] >= num_gpus)
 
 
 def _releasable(node_id: str) -> bool:

@@ -25,6 +25,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
         "cluster_node_info_cache",
         "deployment_state_manager",
         "get_http_config",
+        "get_serve_instance_details",
     ),
     f"{_SERVE}.deployment_state.DeploymentStateManager": ("_deployment_scheduler", "_deployment_states"),
     f"{_SERVE}.deployment_state.DeploymentState": (
