@@ -9,6 +9,7 @@
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import subprocess
@@ -32,8 +33,10 @@ SCENARIOS = (
     "fractional",
     "spot",
     "busy_100",
+    "thousand_nodes",
 )
-SEEDS, FEW_SEEDS = 8, {"busy_100": 2}
+SEEDS, FEW_SEEDS = 8, {"busy_100": 2, "thousand_nodes": 2}
+SHORT_HOURS = {"thousand_nodes": 1.0}  # whose decisions cost the most
 QUICK_SEEDS, QUICK_HOURS = 2, 3.0
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = (
@@ -55,8 +58,9 @@ def evaluate(scenario: str, args: argparse.Namespace) -> dict[str, Any]:
     seeds = args.seeds or (QUICK_SEEDS if args.quick else FEW_SEEDS.get(scenario, SEEDS))
     command = [sys.executable, "-m", "rayfold", "evaluate", "--scenario", scenario, "--policies", args.policies]
     command += ["--seeds", str(seeds), "--jobs", str(args.jobs), "--json", str(out), "--html", str(out.with_suffix(""))]
-    if args.quick:
-        command += ["--horizon-h", str(QUICK_HOURS)]
+    hours = min(QUICK_HOURS if args.quick else math.inf, SHORT_HOURS.get(scenario, math.inf))
+    if math.isfinite(hours):
+        command += ["--horizon-h", str(hours)]
     begun = time.monotonic()
     subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr, env={"OMP_NUM_THREADS": "1", **os.environ})
     sys.stderr.write(f"{scenario}: {time.monotonic() - begun:.0f} s\n")

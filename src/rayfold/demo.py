@@ -98,6 +98,7 @@ def _train(run_dir: Path, minutes: float, traces_dir: Path, synthetic: bool, con
         run_dir=run_dir,
         scenarios=DEMO_SCENARIOS,
         stop_minutes=minutes,
+        evaluation_episodes=2,
         traces_dir=traces_dir,
         synthetic=synthetic,
     )
