@@ -38,6 +38,7 @@ SCENARIOS = (
 SEEDS, FEW_SEEDS = 8, {"busy_100": 2, "thousand_nodes": 2}
 SHORT_HOURS = {"thousand_nodes": 1.0}  # whose decisions cost the most
 QUICK_SEEDS, QUICK_HOURS = 2, 3.0
+DEEDS = "moves, undone, unserved request-s"
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = (
     ("total_usd", "bill USD", 1.0, 1),
@@ -87,14 +88,14 @@ def rows(scenario: str, result: dict[str, Any]) -> list[str]:
 
 
 def summary(results: dict[str, dict[str, Any]]) -> list[str]:
-    """One line per scenario: bills against ``none``, and the learned policy against the strongest heuristic."""
+    """One line per scenario: bills against ``none``, learned against the strongest heuristic, and what they did."""
     shown = ("ray_serve", "patient", "karpenter", "exact", LEARNED, NETWORK, FreeRepacking.name)
     headings = ("scenario", "none USD", "strongest heuristic", *shown)
     lines = [
         "Bill against `none` in percent, paired, means over the episodes.",
         "",
-        f"| {' | '.join(headings)} | learned against the strongest % |",
-        f"|---|{'---|' * len(headings)}",
+        f"| {' | '.join(headings)} | learned against the strongest % | {DEEDS}: none | strongest | learned |",
+        f"|---|{'---|' * (len(headings) + 3)}",
     ]
     for scenario, result in results.items():
         policies, against = result["policies"], result["versus"].get("none", {})
@@ -105,8 +106,9 @@ def summary(results: dict[str, dict[str, Any]]) -> list[str]:
         best = strongest(result)
         cells = [scenario, cell(policies.get("none", {}).get("total_usd"), 1.0, 1), f"{best} {percent(best)}"]
         cells += [percent(name) for name in shown]
-        if LEARNED in policies:
-            cells.append(interval(result["versus"][best][LEARNED]["total_usd"], 100.0))
+        is_compared = best and LEARNED in policies
+        cells.append(interval(result["versus"][best][LEARNED]["total_usd"] if is_compared else None, 100.0))
+        cells += [deeds(policies.get(name)) for name in ("none", best, LEARNED)]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
@@ -132,6 +134,13 @@ def verdict(result: dict[str, Any]) -> list[str]:
 def base(name: str) -> str:
     """A heuristic's name without settings and placement."""
     return name.partition("(")[0].partition("@")[0]
+
+
+def deeds(metrics: dict[str, Any] | None) -> str:
+    """What a saving came with."""
+    if metrics is None:
+        return "-"
+    return ", ".join(cell(metrics[name], 1.0, 0) for name in ("moves", "undone_moves", "unserved_request_s"))
 
 
 def cell(value: dict[str, Any] | None, factor: float, digits: int) -> str:
