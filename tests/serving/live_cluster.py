@@ -53,7 +53,7 @@ SETTINGS = LiveSettings(
 )
 
 
-def wait_until(what: str, is_done: Callable[[], bool], timeout_s: float = 60.0) -> None:
+def wait_until(what: str, is_done: Callable[[], bool], timeout_s: float = 90.0) -> None:
     """Polls a condition; fails the test when it does not come true in time."""
     deadline_s = time.monotonic() + timeout_s
     while not is_done():
