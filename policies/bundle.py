@@ -27,7 +27,7 @@ from rayfold.errors import InputError
 from rayfold.policies.network import CompactionNet, NetworkConfig
 from rayfold.policies.switch_file import Switch, read_switch, write_switch
 from rayfold.policies.timing_file import TrainedTiming, read_timing, write_timing
-from rayfold.policies.weights import one_line, packed, read_bytes, restore
+from rayfold.policies.weights import one_line, packed, read_header, restore
 
 __all__ = ["FORMAT_VERSION", "PolicyBundle", "TrainingCard", "load_bundle", "save_bundle"]
 
@@ -138,14 +138,7 @@ def load_bundle(path: Path) -> PolicyBundle:
 
 
 def _read_header(path: Path) -> dict[str, Any]:
-    try:
-        header = json.loads(read_bytes(path))
-    except (ValueError, RecursionError) as err:
-        raise InputError(str(path), "JSON", one_line(err)) from err
-    if not isinstance(header, dict):
-        raise InputError(str(path), "a JSON object", type(header).__name__)
-    if header.get("format") != FORMAT_VERSION:
-        raise InputError(f"{path}: format", f"bundle format {FORMAT_VERSION}", header.get("format"))
+    header = read_header(path, "bundle", FORMAT_VERSION)
     schema = header.get("schema")
     found = schema.get("hash") if isinstance(schema, dict) else None
     if found != schema_hash():

@@ -101,7 +101,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped bit": (_flip_bit, "expected SHA-256 .*other contents"),
     "no JSON": (lambda p: (p / HEADER).write_text("{"), "expected JSON"),
     "not text": (lambda p: (p / HEADER).write_bytes(b"\xff\xfe\x00"), "expected JSON"),
-    "JSON list": (lambda p: (p / HEADER).write_text("[]"), "expected a JSON object, got list"),
+    "JSON list": (lambda p: (p / HEADER).write_text("[]"), "expected bundle format 1, got list"),
     "other format": (lambda p: edit_header(p, lambda h: h.update(format=99)), "bundle format 1, got 99"),
     "other schema": (
         lambda p: edit_header(p, lambda h: h["schema"].update(hash="0123456789abcdef")),
