@@ -174,24 +174,26 @@ def _lose(spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, n: in
 @inner
 def finish_nodes(spec: SpecArrays, st: StateArrays, hidden: Hidden, now_s: float, ledger: NDArray[np.float64]) -> None:
     """Boots, other work, notices and interruptions that are due."""
-    for n in range(st.node_type.shape[0]):
-        phase = st.node_phase[n]
-        if phase == _BOOTING and hidden.node_ready_s[n] <= now_s:
-            if hidden.node_end_s[n] <= hidden.node_ready_s[n]:
+    phases, ready_s, end_s = st.node_phase, hidden.node_ready_s, hidden.node_end_s
+    notice_s, work_until_s = hidden.node_notice_s, hidden.node_work_until_s
+    for n in range(phases.shape[0]):
+        phase = phases[n]
+        if phase == _BOOTING and ready_s[n] <= now_s:
+            if end_s[n] <= ready_s[n]:
                 _lose(spec, st, hidden, now_s, n, ledger)  # it was out of stock and never came
                 continue
-            st.node_phase[n] = _ALIVE
+            phases[n] = _ALIVE
             st.node_idle_since_s[n] = now_s
             begin_other_work(spec, st, hidden, now_s, n)
-        if phase != _ABSENT and hidden.node_work_until_s[n] <= now_s:
+        if phase != _ABSENT and work_until_s[n] <= now_s:
             _end_other_work(st, hidden, now_s, n)
-        if st.node_phase[n] == _ALIVE and hidden.node_notice_s[n] <= now_s:
+        if phases[n] == _ALIVE and notice_s[n] <= now_s:
             _give_notice(spec, st, hidden, now_s, n, ledger)
-            hidden.node_notice_s[n] = hidden.node_end_s[n] - GRACEFUL_SHUTDOWN_S
-        if st.node_phase[n] == _DRAINING and hidden.node_notice_s[n] <= now_s:
+            notice_s[n] = end_s[n] - GRACEFUL_SHUTDOWN_S
+        if phases[n] == _DRAINING and notice_s[n] <= now_s:
             _stop_in_time(spec, st, hidden, now_s, n, ledger)
-            hidden.node_notice_s[n] = np.inf
-        if st.node_phase[n] == _DRAINING and hidden.node_end_s[n] <= now_s:
+            notice_s[n] = np.inf
+        if phases[n] == _DRAINING and end_s[n] <= now_s:
             _lose(spec, st, hidden, now_s, n, ledger)
             ledger[_INTERRUPTED] += 1
 

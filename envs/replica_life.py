@@ -351,14 +351,15 @@ def _stop_migrating(
     Returns:
         How many it has stopped.
     """
-    count, has_draining = num, False
-    for n in range(st.node_phase.shape[0]):
-        has_draining |= st.node_phase[n] == _DRAINING
+    count, has_draining, node_phase = num, False, st.node_phase
+    for n in range(node_phase.shape[0]):
+        has_draining |= node_phase[n] == _DRAINING
     if not has_draining:
         return 0
+    phase, deployment, peer = st.replica_phase, st.replica_deployment, st.replica_peer
     for r in range(hidden.counters[TOP]):
-        waits = st.replica_phase[r] == _PENDING or st.replica_phase[r] == _STARTING
-        count -= int(waits and st.replica_deployment[r] == d and st.replica_peer[r] < 0)
+        waits = phase[r] == _PENDING or phase[r] == _STARTING
+        count -= int(waits and deployment[r] == d and peer[r] < 0)
     for i in range(count):
         first = _first_due(spec, st, hidden, d)
         if first < 0 or not is_on_draining_node(spec, st, first):

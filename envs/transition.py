@@ -19,8 +19,9 @@ _BOOTING, _ABSENT = int(NodePhase.BOOTING), int(NodePhase.ABSENT)
 @kernel
 def free_row(st: StateArrays) -> int:
     """First unused replica row, -1 if there is none."""
-    for r in range(st.replica_phase.shape[0]):
-        if st.replica_phase[r] == _EMPTY:
+    phase = st.replica_phase
+    for r in range(phase.shape[0]):
+        if phase[r] == _EMPTY:
             return r
     return -1
 
