@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from rayfold.envs.moves import Plan
 from rayfold.envs.node_autoscaler import remove_node
 from rayfold.envs.placement import hold, let_go
 from rayfold.envs.safety import Limits, check_move
@@ -12,12 +11,16 @@ from rayfold.policies.protocol import Policy
 __all__ = ["consolidate"]
 
 _RUNNING = int(ReplicaPhase.RUNNING)
+_LOOK_S, _PATIENCE_S = 60.0, 900.0  # rules that validate, or wait for some minutes, are given the time
 
 
 def consolidate(
     policy: Policy, state: ClusterState, limits: Limits, rng: np.random.Generator, *, max_moves: int | None = None
 ) -> ClusterState:
     """Asks a policy again and again until it has no move left; a node that becomes empty is released.
+
+    Moves take no time. Where a policy has none it is asked again every minute for a quarter of an hour, since some look
+    twice, or only every few minutes.
 
     Args:
         policy: Moves replicas to nodes that are there.
@@ -27,7 +30,8 @@ def consolidate(
         max_moves: Ends it, in the middle of a plan too; None = no limit.
 
     Returns:
-        The state in which it has no move left, or after as many calls as there are replicas.
+        The state in which it has no move left, or after as many plans as there are replicas; its clock is that of the
+        start.
 
     Raises:
         ValueError: The policy makes a move that is refused.
@@ -36,10 +40,14 @@ def consolidate(
     st, spec = now.arrays, now.spec.arrays
     policy.reset()
     left = max_moves if max_moves is not None else len(st.replica_phase) ** 2
-    for _ in range(int((st.replica_phase == _RUNNING).sum())):
-        plan = policy.plan(now, rng) if left > 0 else Plan()
+    num_plans, waited_s = int((st.replica_phase == _RUNNING).sum()), 0.0
+    while left > 0 and num_plans > 0 and waited_s < _PATIENCE_S:
+        plan = policy.plan(now, rng)
         if not plan.moves:
-            break
+            now = ClusterState(spec=state.spec, now_s=now.now_s + _LOOK_S, arrays=st)
+            waited_s += _LOOK_S
+            continue
+        num_plans, waited_s = num_plans - 1, 0.0
         moves = plan.moves[:left]
         left -= len(moves)
         for move in moves:
@@ -53,4 +61,4 @@ def consolidate(
             hold(spec, st, r, n)
             if st.node_num_held[source] == 0:
                 remove_node(st, source)
-    return now
+    return ClusterState(spec=state.spec, now_s=state.now_s, arrays=st)

@@ -1,5 +1,7 @@
 """Where policies end on states of known optimum."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,11 @@ from rayfold.envs.safety import Limits
 from rayfold.envs.state import ClusterState
 from rayfold.policies.best_fit import BestFit
 from rayfold.policies.consolidation import consolidate
+from rayfold.policies.descheduler import Descheduler
+from rayfold.policies.karpenter import Karpenter
 from rayfold.policies.none import NoMoves
+from rayfold.policies.patient import Patient
+from rayfold.policies.protocol import Policy
 from tests.envs.conservation import check_conserved, running_counts
 
 LIMITS = Limits(max_concurrent_moves=8, deployment_cooldown_s=0.0)
@@ -61,3 +67,11 @@ def test_a_move_that_is_refused_is_an_error() -> None:
     state, _ = known_optimum(10, np.random.default_rng(0))
     with pytest.raises(ValueError, match="SAME_NODE"):
         consolidate(_Restless(), state, LIMITS, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("make", [Karpenter, Patient, Descheduler])
+def test_rules_that_look_twice_are_given_the_time(make: Callable[[Limits], Policy]) -> None:
+    """Karpenter validates 15 s later, the others wait for minutes: nodes go all the same."""
+    state, _ = known_optimum(20, np.random.default_rng(0))
+    end = consolidate(make(LIMITS), state, LIMITS, np.random.default_rng(0))
+    assert (end.arrays.node_num_held > 0).sum() < (state.arrays.node_num_held > 0).sum()
