@@ -86,7 +86,7 @@ def test_demo_end_to_end(tmp_path: Path) -> None:
     mark = uuid.uuid4().hex
     environment = {key: value for key, value in os.environ.items() if key != "RAYFOLD_TRACES"}
     done = subprocess.run(
-        [sys.executable, "-m", "rayfold", "demo", "--train-minutes", "1", "--seeds", "1", "--json", "out/demo.json"],
+        [sys.executable, "-m", "rayfold", "demo", "--train-minutes", "0.5", "--seeds", "1", "--json", "out/demo.json"],
         cwd=tmp_path,
         env={**environment, "COLUMNS": "200", "OMP_NUM_THREADS": "1", MARK: mark},
         capture_output=True,
