@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from numba import njit
 
-__all__ = ["inner", "kernel", "threaded"]
+__all__ = ["inlined", "inner", "kernel", "threaded"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -28,6 +28,11 @@ def inner(function: F) -> F:
     return _compile(function, no_cfunc_wrapper=True, no_cpython_wrapper=True)
 
 
-def _compile(function: F, **options: bool) -> F:
+def inlined(function: F) -> F:
+    """A kernel that is copied into those that call it: a call counts references of every array that it is given."""
+    return _compile(function, no_cfunc_wrapper=True, no_cpython_wrapper=True, inline="always")
+
+
+def _compile(function: F, **options: bool | str) -> F:
     compiled: F = njit(cache=True, **options)(function)  # type: ignore[call-overload]  # its stubs lack some options
     return compiled

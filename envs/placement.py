@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayfold.envs.cluster import SpecArrays
-from rayfold.envs.devices import EPS, release_gpus, take_gpus
+from rayfold.envs.devices import release_gpus, take_gpus
 from rayfold.envs.jit import inner, kernel
 from rayfold.envs.safety import capacity_reason, has_capacity
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
@@ -27,7 +27,6 @@ __all__ = [
 ]
 
 _ALIVE = int(NodePhase.ALIVE)
-_EQUAL = 1e-9  # amounts left that differ by less are the same
 _MANY = 1000  # more than a gang has members
 _PENDING, _STARTING, _RUNNING = (
     int(ReplicaPhase.PENDING),
@@ -120,7 +119,7 @@ def less_left(node_free: NDArray[np.float64], a: int, b: int) -> bool:
     """Whether node ``a`` is left with less than ``b``: GPU first, then CPU, memory, custom (``Resources.__lt__``)."""
     for k in range(node_free.shape[1]):
         left = node_free[a, k] - node_free[b, k]
-        if abs(left) > _EQUAL:
+        if abs(left) > 1e-9:
             return bool(left < 0)
     return False
 
@@ -157,15 +156,10 @@ def member_node(spec: SpecArrays, st: StateArrays, r: int, j: int) -> int:
 def active_nodes(spec: SpecArrays, st: StateArrays) -> NDArray[np.bool_]:
     """Nodes with a running replica: ``(N,)``. To Ray every other node is idle, starting replicas or not."""
     active, phase = np.zeros(st.node_type.shape[0], np.bool_), st.replica_phase
-    node, spans, deployment, gang_size = st.replica_node, st.replica_spans, st.replica_deployment, spec.gang_size
     for r in range(phase.shape[0]):
-        if phase[r] != _RUNNING:
-            continue
-        if not spans[r]:
-            active[node[r]] = True
-            continue
-        for j in range(gang_size[deployment[r]]):
-            active[member_node(spec, st, r, j)] = True
+        if phase[r] == _RUNNING:
+            for j in range(spec.gang_size[st.replica_deployment[r]]):
+                active[member_node(spec, st, r, j)] = True
     return active
 
 
@@ -194,22 +188,11 @@ def pack_node(spec: SpecArrays, st: StateArrays, now_s: float, d: int, active: N
     for n in range(node_type.shape[0]):
         if phase[n] != _ALIVE or not fits_type[d, node_type[n]]:
             continue
-        has_room = True
-        for k in range(demand.shape[1]):  # what ``has_capacity`` begins with, without a call
-            if demand[d, k] > node_free[n, k] + EPS:
-                has_room = False
-                break
-        if not has_room:
-            continue
         stage = 2 * rank[d, node_type[n]] + int(not active[n])
         if fenced_until_s[n] > now_s:
             stage = 1 << 20  # after every other node, whatever its labels
-        if stage > best_stage:
+        if stage > best_stage or (stage == best_stage and not fits_better(node_free, node_held, limited, n, best)):
             continue
-        if stage == best_stage:
-            left = node_free[n, 0] - node_free[best, 0]  # decides most: ``less_left`` begins with it
-            if left > _EQUAL or (left >= -_EQUAL and not fits_better(node_free, node_held, limited, n, best)):
-                continue
         if has_capacity(demand, bundle, num_bundles, max_per_node, sums_gpus, node_free, gpu_free, node_held, d, n):
             best, best_stage = n, stage
     return best
@@ -269,11 +252,10 @@ def replicas_to_stop(
     counts = np.zeros(num_nodes, np.int64)
     first = np.full(num_nodes, -1, np.int64)  # the running replica by which Ray meets the node
     first_member = np.zeros(num_nodes, np.int64)
-    node, spans, gang_size = st.replica_node, st.replica_spans, spec.gang_size
     for r in range(num_replicas):
         if phases[r] == _RUNNING:
-            for j in range(gang_size[deployment[r]]):
-                n = member_node(spec, st, r, j) if spans[r] else node[r]
+            for j in range(spec.gang_size[deployment[r]]):
+                n = member_node(spec, st, r, j)
                 counts[n] += 1
                 if first[n] < 0 or _is_met_before(st, serial, r, first[n]):
                     first[n], first_member[n] = r, j

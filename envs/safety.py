@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import EPS, NO_DEVICES, can_take_gpus, take_gpus
-from rayfold.envs.jit import inner, kernel
+from rayfold.envs.jit import inlined, inner, kernel
 from rayfold.envs.moves import Move
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
 from rayfold.envs.views import by_reference
@@ -244,7 +244,7 @@ def can_take_bundles(
     return fits
 
 
-@inner
+@inlined
 def has_capacity(
     demand: NDArray[np.float64],
     bundle: NDArray[np.float64],
