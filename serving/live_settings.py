@@ -168,7 +168,9 @@ def merge_settings(settings: LiveSettings, content: Mapping[str, Any], where: st
         InputError: As ``parse_live_settings``, strictly read.
     """
     present = settings_as_json(settings)
-    for name in {"brakes", "limits", "prices"} & content.keys():
+    for name in ("brakes", "limits", "prices"):
+        if name not in content:
+            continue
         if not isinstance(content[name], Mapping):
             raise InputError(f"{where}: {name}", "a mapping of fields", content[name])
         content = {**content, name: {**present[name], **content[name]}}
