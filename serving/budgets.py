@@ -13,7 +13,7 @@ from rayfold.envs.safety import Limits
 from rayfold.envs.state import ClusterState, NodePhase
 from rayfold.envs.transition import with_move
 from rayfold.serving.freeze import is_frozen, parse_window, parse_zone
-from rayfold.serving.live_moves import MoveRecord, RecordedPhase
+from rayfold.serving.live_moves import NEW_NODE, MoveRecord, RecordedPhase, destination_id
 from rayfold.serving.live_settings import Brakes
 
 __all__ = ["HOUR_S", "Brake", "brake", "churn", "memory_s"]
@@ -30,6 +30,7 @@ class Brake(enum.StrEnum):
     TOO_MUCH_OF_DEPLOYMENT_AT_ONCE = "too_much_of_deployment_at_once"
     MOVED_LATELY = "moved_lately"
     NO_HEADROOM = "no_headroom"
+    LAUNCH_FAILED_LATELY = "launch_failed_lately"
 
 
 def memory_s(brakes: Brakes) -> float:
@@ -66,9 +67,17 @@ def brake(
     replica_id = state.replica_ids[move.replica_idx]
     if any(r.replacement_id == replica_id and now_s - r.phase_s < brakes.min_run_s for r in records if r.is_final):
         return Brake.MOVED_LATELY
+    if _launch_failed(destination_id(state, move), lately):
+        return Brake.LAUNCH_FAILED_LATELY
     if brakes.headroom_gpus > 0.0 and _free_gpus(state, move, limits) < brakes.headroom_gpus:
         return Brake.NO_HEADROOM
     return None
+
+
+def _launch_failed(to_node: str, records: Sequence[MoveRecord]) -> bool:
+    """Whether a move that was to launch such a node came to nothing: the cloud may have none."""
+    failed = (RecordedPhase.FAILED, RecordedPhase.CANCELLED)
+    return to_node.startswith(NEW_NODE) and any(r.to_node == to_node and r.phase in failed for r in records)
 
 
 def _free_gpus(state: ClusterState, move: Move, limits: Limits) -> float:

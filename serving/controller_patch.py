@@ -37,8 +37,9 @@ class Desk:
     """Moves and fences of one controller.
 
     Attributes:
-        moves: By move id: dict of deployment_id, old (unique id), node, phase, replacement, detail, deadline_s,
-            marked, ready_s.
+        moves: By move id: dict of deployment_id, old (unique id), node, labels, not_on, phase, replacement, detail,
+            deadline_s, marked, ready_s. With ``labels`` the replacement waits for a new node that has them, which the
+            autoscaler launches for it, and lands on none of ``not_on``.
         fences: Node id to the time (s) until which new replicas avoid it.
         token: Of this desk: another one means that the controller, or the attachment, is another.
         term: Highest term of a decider's lease that a move was started under.
@@ -62,16 +63,12 @@ class Desk:
         self.fences = {node: until_s for node, until_s in self.fences.items() if until_s > now_s}
         return set(self.fences)
 
-    def bind(self, request: Any) -> str | None:
-        """Gives a new replica to a move that waits for one.
-
-        Returns:
-            The node to pin it to, None where no move waits.
-        """
+    def bind(self, request: Any) -> dict[str, Any] | None:
+        """Gives a new replica to a move that waits for one, and returns it; None where no move waits."""
         for move in self.active(request.replica_id.deployment_id):
             if move["marked"] and move["replacement"] is None:
                 move["replacement"] = request.replica_id.unique_id
-                return str(move["node"])
+                return move
         return None
 
     def step(self, state: Any, scheduler: Any) -> None:
@@ -88,7 +85,7 @@ class Desk:
             new = replicas.get(move["replacement"]) if move["replacement"] else None
             if move["phase"] == DRAINING:
                 if old is None:
-                    _finish(move, DONE, "")
+                    move["phase"] = DONE
                 continue
             self._step_starting(state, move, old, new, nodes)
 
@@ -110,6 +107,7 @@ class Desk:
         if time.time() - move["ready_s"] >= _SETTLE_S:
             _stop(state, old)
             move["phase"] = DRAINING
+            move["detail"] = f"on new node {new.actor_node_id}" if move["labels"] else ""
 
 
 def _state(replica: Any) -> str:
@@ -142,15 +140,19 @@ def _why_stop(state: Any, move: dict[str, Any], old: Any, new: Any, nodes: set[s
         return CANCELLED, "the deployment got a new version"
     if time.time() > move["deadline_s"]:
         return CANCELLED, "time-out"
-    if move["node"] not in nodes:
+    if not move["labels"] and move["node"] not in nodes:
         return FAILED, "the destination node is gone or draining"
     if move["marked"] and move["replacement"] is None:
         return CANCELLED, "Serve started no replacement: the deployment is scaling down"
     if move["replacement"] is not None and (new is None or _state(new) in ("STOPPING", "RECOVERING")):
         return FAILED, "the replacement ended before it was ready"
-    if new is not None and new.actor_node_id not in (None, move["node"]):
+    if new is not None and new.actor_node_id is not None and not _is_destination(move, new.actor_node_id):
         return FAILED, f"the replacement landed on node {new.actor_node_id}"
     return None
+
+
+def _is_destination(move: dict[str, Any], node: str) -> bool:
+    return node not in move["not_on"] if move["labels"] else node == move["node"]
 
 
 def _scheduler(controller: Any) -> Any:
@@ -161,13 +163,19 @@ def _desk(controller: Any) -> Desk | None:
     return getattr(_scheduler(controller), "_rayfold_desk", None)
 
 
-def _pin(request: Any, node: str) -> None:
-    """Makes the request land on ``node`` or nowhere."""
-    if request.placement_group_bundles is None:
-        request.target_node_id = node
-        return
-    selectors = request.placement_group_bundle_label_selector or [{}] * len(request.placement_group_bundles)
-    request.placement_group_bundle_label_selector = [{**s, _NODE_LABEL: node} for s in selectors]
+def _pin(request: Any, move: dict[str, Any]) -> None:
+    """Makes the request land on the destination of the move or nowhere; one that is new, Ray's autoscaler launches."""
+    wanted = {_NODE_LABEL: move["node"]}
+    if move["labels"]:
+        wanted = {**move["labels"], _NODE_LABEL: f"!in({','.join(move['not_on'])})"}
+    if request.placement_group_bundles is not None:
+        selectors = request.placement_group_bundle_label_selector or [{}] * len(request.placement_group_bundles)
+        request.placement_group_bundle_label_selector = [{**s, **wanted} for s in selectors]
+    elif move["labels"]:
+        selector = request.actor_options.get("label_selector") or {}
+        request.actor_options = {**request.actor_options, "label_selector": {**selector, **wanted}}
+    else:
+        request.target_node_id = move["node"]
 
 
 def _avoid(scheduler: Any, request: Any, fenced: set[str]) -> None:
@@ -207,11 +215,11 @@ def _moving_scheduler(base: type) -> type:
             self, scheduling_request: Any, default_scheduling_strategy: str, target_node_id: Any = None, **kw: Any
         ) -> bool:
             desk, request = self._rayfold_desk, scheduling_request
-            node = desk.bind(request)
+            move = desk.bind(request)
             fenced = desk.fenced()
-            if node is not None:
-                _pin(request, node)
-                target_node_id = None
+            if move is not None:
+                _pin(request, move)
+                target_node_id, kw = None, {}
             elif fenced and request.target_node_id is None and target_node_id is None:
                 _avoid(self, request, fenced)
             done = super()._schedule_replica(request, default_scheduling_strategy, target_node_id, **kw)
@@ -320,7 +328,16 @@ def detach(controller: Any, term: int | None = None) -> str:
 
 
 def start_move(
-    controller: Any, move_id: str, app: str, name: str, old: str, node: str, timeout_s: float, term: int = 0
+    controller: Any,
+    move_id: str,
+    app: str,
+    name: str,
+    old: str,
+    node: str,
+    timeout_s: float,
+    term: int = 0,
+    labels: dict[str, str] | None = None,
+    not_on: list[str] | None = None,
 ) -> str:
     """Enters a move; the control loop begins it at its next step. An id is taken once and never again.
 
@@ -330,9 +347,11 @@ def start_move(
         app: Application of the deployment.
         name: Its name.
         old: Unique id of the replica to move.
-        node: Ray id of the destination.
+        node: Ray id of the destination, or a name for a new one.
         timeout_s: The replacement must serve by then, or the move is cancelled.
         term: Of the lease that the caller holds; a lower one than any before is refused. 0 = no lease.
+        labels: Of a new node; None or empty = ``node`` is there.
+        not_on: Ray ids of all nodes that there are, which a new node is not.
 
     Returns:
         ``ok`` or ``refused: <why>``.
@@ -364,9 +383,10 @@ def start_move(
         return f"refused: replica {old} is being moved already"
     if node == replica.actor_node_id:
         return "refused: the replica is on that node"
-    if node not in controller.cluster_node_info_cache.get_active_node_ids():
+    if not labels and node not in controller.cluster_node_info_cache.get_active_node_ids():
         return f"refused: no active node {node}"
-    desk.moves[move_id] = _entry(move_id, deployment_id, old, node, time.time() + timeout_s)
+    move = _entry(move_id, deployment_id, old, node, time.time() + timeout_s)
+    desk.moves[move_id] = {**move, "labels": labels or {}, "not_on": list(not_on or ())}
     final = [key for key, move in desk.moves.items() if move["phase"] not in (STARTING, DRAINING)]
     for key in final[: max(0, len(final) - _KEEP_FINAL)]:
         del desk.moves[key]
@@ -379,6 +399,8 @@ def _entry(move_id: str, deployment_id: Any, old: str, node: str, deadline_s: fl
         "deployment_id": deployment_id,
         "old": old,
         "node": node,
+        "labels": {},
+        "not_on": [],
         "phase": STARTING,
         "replacement": None,
         "detail": "",

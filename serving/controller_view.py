@@ -94,7 +94,7 @@ def read_controller(controller: Any) -> dict[str, Any]:
         "nodes": nodes,
         "deployments": [_deployment(controller, d, s) for d, s in states.items()],
         "replicas": [_replica(r) for s in states.values() for r in s._replicas.get()],
-        "moves": [{key: m[key] for key in ("old", "replacement", "node")} for m in moves],
+        "moves": [{key: m[key] for key in ("old", "replacement", "node", "not_on")} for m in moves],
         "fences": {} if desk is None else dict(desk.fences),
     }
 

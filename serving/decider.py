@@ -34,7 +34,7 @@ from rayfold.serving.decision import (
 )
 from rayfold.serving.history import History
 from rayfold.serving.journal import Journal
-from rayfold.serving.live_moves import LiveExecutor, MoveRecord, RecordedPhase
+from rayfold.serving.live_moves import LiveExecutor, MoveRecord, RecordedPhase, destination_id
 from rayfold.serving.live_settings import LiveSettings
 from rayfold.serving.metrics import Gauges, Metrics
 from rayfold.serving.moves_under_way import MovesUnderWay
@@ -161,7 +161,7 @@ class Decider:
             deployment=state.spec.deployments[int(st.replica_deployment[move.replica_idx])].key,
             replica_id=state.replica_ids[move.replica_idx],
             from_node=state.node_ids[int(st.replica_node[move.replica_idx])],
-            to_node=state.node_ids[move.node_idx],
+            to_node=destination_id(state, move),
             started_s=now_s,
             phase_s=now_s,
         )

@@ -82,7 +82,10 @@ class LiveControls:
         mode, settings = self._as_steered(config)
         self._lease = Lease(GcsStore(), socket.gethostname(), _lease_ttl_s(settings), owner=config.deployment_id)
         self._executor = ServeExecutor(
-            move_timeout_s=settings.move_timeout_s, fence_s=settings.limits.fence_s, term=lambda: self._lease.term
+            move_timeout_s=settings.move_timeout_s,
+            fence_s=settings.limits.fence_s,
+            node_types=settings.node_types,
+            term=lambda: self._lease.term,
         )
         self.decider: Decider = Decider(
             make_policy=config.make_policy,
@@ -136,6 +139,7 @@ class LiveControls:
         made = merge_settings(self.decider.settings, content, "settings")
         self.decider.reconfigure(made)  # first: a policy may not take these limits
         self._executor.move_timeout_s, self._executor.fence_s = made.move_timeout_s, made.limits.fence_s
+        self._executor.node_types = made.node_types
         self._lease.ttl_s = _lease_ttl_s(made)
         self._note_steering()
         return made

@@ -11,6 +11,7 @@ from rayfold.envs.moves import Candidate, Move
 from rayfold.envs.safety import Limits
 from rayfold.envs.state import ClusterState
 from rayfold.envs.transition import with_move
+from rayfold.serving.live_moves import NEW_NODE, destination_id
 
 __all__ = [
     "CheckedMove",
@@ -42,7 +43,7 @@ class CheckedMove:
     deployment: str  # app/name
     replica_id: str
     from_node: str
-    to_node: str
+    to_node: str  # or ``new:`` and the type of a node to launch
     allowed: bool
     reason: str  # of the safety filter, of a brake, or of the executor where it refused
     score: float = 0.0  # the policy's own scale, higher is better
@@ -96,7 +97,7 @@ def checked_move(
 ) -> CheckedMove:
     """The move by its ids; rows that do not exist have none."""
     st = state.arrays
-    r, n = move
+    r = move.replica_idx
     known = 0 <= r < len(state.replica_ids) and st.replica_deployment[r] >= 0
     source = int(st.replica_node[r]) if known else -1
     return CheckedMove(
@@ -104,7 +105,7 @@ def checked_move(
         deployment=state.spec.deployments[int(st.replica_deployment[r])].key if known else "",
         replica_id=state.replica_ids[r] if known else "",
         from_node=state.node_ids[source] if source >= 0 else "",
-        to_node=state.node_ids[n] if 0 <= n < len(state.node_ids) else "",
+        to_node=destination_id(state, move),
         allowed=allowed,
         reason=reason,
         score=score,
@@ -118,9 +119,13 @@ def refused(item: CheckedMove, reason: str) -> CheckedMove:
 
 
 def same_move(state: ClusterState, item: CheckedMove) -> Move | None:
-    """The move in the rows of another snapshot, None where its replica or node is gone."""
+    """The move in the rows of another snapshot, None where its replica, node or node type is gone."""
     try:
-        return Move(state.replica_ids.index(item.replica_id), state.node_ids.index(item.to_node))
+        row = state.replica_ids.index(item.replica_id)
+        if not item.to_node.startswith(NEW_NODE):
+            return Move(row, state.node_ids.index(item.to_node))
+        types = [node_type.name for node_type in state.spec.node_types]
+        return Move(row, len(state.arrays.node_type) + types.index(item.to_node.removeprefix(NEW_NODE)))
     except ValueError:
         return None
 

@@ -10,7 +10,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -19,7 +19,8 @@ from rayfold.envs.moves import Move, MovePhase
 from rayfold.envs.state import ClusterState
 from rayfold.errors import ClusterError, ExecutorError
 from rayfold.serving import controller_patch, controller_recovery
-from rayfold.serving.live_moves import FINAL, MoveRecord, MoveStatus, RecordedPhase
+from rayfold.serving.live_moves import FINAL, MoveRecord, MoveStatus, RecordedPhase, destination_id
+from rayfold.serving.live_settings import NodeTypeSettings
 
 __all__ = ["MoveStatus", "ServeExecutor", "call_controller", "serve_controller"]
 
@@ -76,8 +77,10 @@ class ServeExecutor:
     """Moves replicas of the Serve cluster this process is connected to. One thread at a time but for ``cancel``.
 
     Args:
-        move_timeout_s: A replacement must serve by then, or its move is cancelled.
+        move_timeout_s: A replacement must serve by then, or its move is cancelled; on a new node, by so long after
+            the longest boot of its type.
         fence_s: A node that a replica was moved off takes no new replicas for this long, while others have room.
+        node_types: By name, where a move may launch a node.
         tested_ray: Versions of Ray that may be touched.
         clock: Unix time in seconds.
         term: Of the lease this process holds, 0 without one.
@@ -88,11 +91,12 @@ class ServeExecutor:
         *,
         move_timeout_s: float = 600.0,
         fence_s: float = 600.0,
+        node_types: Mapping[str, NodeTypeSettings] | None = None,
         tested_ray: tuple[str, ...] = controller_patch.TESTED_RAY,
         clock: Callable[[], float] = time.time,
         term: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.move_timeout_s, self.fence_s = move_timeout_s, fence_s
+        self.move_timeout_s, self.fence_s, self.node_types = move_timeout_s, fence_s, node_types or {}
         self._tested_ray, self._clock, self._term = tested_ray, clock, term
         self._counter, self._prefix = itertools.count(), secrets.token_hex(4)
         self._known: dict[str, MoveStatus] = {}
@@ -163,10 +167,11 @@ class ServeExecutor:
         """
         d = int(state.arrays.replica_deployment[move.replica_idx])
         deployment = state.spec.deployments[d]
-        replica_id, node_id = state.replica_ids[move.replica_idx], state.node_ids[move.node_idx]
+        replica_id, node_id = state.replica_ids[move.replica_idx], destination_id(state, move)
         source = state.node_ids[int(state.arrays.replica_node[move.replica_idx])]
         move_id = move_id or f"{self._prefix}-{next(self._counter)}"
-        args = (move_id, deployment.app, deployment.name, replica_id, node_id, self.move_timeout_s, self._term())
+        timeout_s, labels, not_on = self._launch(state, move)
+        args = (move_id, deployment.app, deployment.name, replica_id, node_id, timeout_s, self._term(), labels, not_on)
         try:
             self.attach()
         except ClusterError as err:
@@ -185,6 +190,20 @@ class ServeExecutor:
                 self._known[move_id] = status
                 self._doubtful.add(move_id)
         return move_id
+
+    def _launch(self, state: ClusterState, move: Move) -> tuple[float, dict[str, str], list[str]]:
+        """Time-out, labels of the node to launch, and the nodes that there are; a move to one of them needs neither.
+
+        Raises:
+            ExecutorError: No move may launch such a node.
+        """
+        t = move.node_idx - len(state.arrays.node_type)
+        if t < 0:
+            return self.move_timeout_s, {}, []
+        told = self.node_types.get(state.spec.node_types[t].name, NodeTypeSettings())
+        if told.launch is None:
+            raise ExecutorError(f"node type {state.spec.node_types[t].name}: the settings do not say how to launch one")
+        return self.move_timeout_s + told.boot_s.max_s, dict(told.launch.labels), list(state.node_ids)
 
     def _fence(self, move_id: str, source: str) -> None:
         self._sources[move_id], self._fences[source] = source, self._clock() + self.fence_s

@@ -8,9 +8,19 @@ from typing import Any, NamedTuple, Protocol
 from rayfold.envs.moves import Move, MovePhase
 from rayfold.envs.state import ClusterState
 
-__all__ = ["FINAL", "LiveExecutor", "MoveRecord", "MoveStatus", "RecordedPhase"]
+__all__ = ["FINAL", "NEW_NODE", "LiveExecutor", "MoveRecord", "MoveStatus", "RecordedPhase", "destination_id"]
 
 FINAL = (MovePhase.DONE, MovePhase.FAILED, MovePhase.CANCELLED)
+NEW_NODE = "new:"  # what the destination of a move begins with that launches a node; its type follows
+
+
+def destination_id(state: ClusterState, move: Move) -> str:
+    """Ray's id of the node a move goes to, or ``new:`` and the type that it launches; empty where there is none."""
+    num_nodes = len(state.arrays.node_type)
+    if 0 <= move.node_idx < min(num_nodes, len(state.node_ids)):
+        return state.node_ids[move.node_idx]
+    is_new = num_nodes <= move.node_idx < num_nodes + len(state.spec.node_types)
+    return NEW_NODE + state.spec.node_types[move.node_idx - num_nodes].name if is_new else ""
 
 
 class RecordedPhase(enum.StrEnum):
@@ -44,7 +54,7 @@ class MoveRecord:
     deployment: str  # app/name
     replica_id: str
     from_node: str
-    to_node: str
+    to_node: str  # or ``new:`` and a node type
     started_s: float  # the intent was written then
     phase: RecordedPhase = RecordedPhase.INTENDED
     phase_s: float = 0.0  # entered its phase then

@@ -23,6 +23,7 @@ from rayfold.serving.freeze import parse_window, parse_zone
 __all__ = [
     "Brakes",
     "DeploymentSettings",
+    "LaunchSettings",
     "LiveSettings",
     "NodeTypeSettings",
     "load_live_settings",
@@ -35,11 +36,21 @@ _STRICT = ConfigDict(extra="forbid")
 _Positive = Annotated[float, Field(gt=0.0, le=1e9, allow_inf_nan=False)]
 _NotNegative = Annotated[float, Field(ge=0.0, le=1e9, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0, le=10**9)]
+_Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$")]  # a value, no expression
 _BOOT_S, _STARTUP_S, _DRAIN_S = Interval(120.0, 180.0), Interval(60.0, 120.0), Interval(2.0, 10.0)
 _LIMITS, _PRICES = Limits(), Prices()
 # A named tuple is read and told by its fields here, which its own JSON schema, that of an array, does not say.
 _LIMIT_FIELDS: dict[str, Any] = {name: (kind, _LIMITS._asdict()[name]) for name, kind in get_type_hints(Limits).items()}
 _LIMITS_SCHEMA = create_model("Limits", **_LIMIT_FIELDS).model_json_schema()
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchSettings:
+    """What the autoscaler's configuration says of a node type, where a move may launch one."""
+
+    labels: Annotated[Mapping[str, _Label], Field(min_length=1)]  # of its nodes; together no other type has them
+    resources: Annotated[Mapping[str, _NotNegative], Field(min_length=1)]  # of a node: GPU, CPU, memory_gib, custom
 
 
 @with_config(_STRICT)
@@ -52,6 +63,7 @@ class NodeTypeSettings:
     max_nodes: _Count = 64
     boot_s: Interval = _BOOT_S
     is_releasable: bool = True  # False: nodes of this type are never emptied
+    launch: LaunchSettings | None = None  # None: no move launches one; else limits.allow_new_nodes and a price decide
 
 
 @with_config(_STRICT)
@@ -106,6 +118,13 @@ class LiveSettings:
     act_beside_ray_compaction: bool = False  # True: while acting, Ray's own compaction is kept from beginning anything
     token_for_reading: bool = False  # True: GET asks for the bearer token too
 
+    def launchable(self) -> dict[str, LaunchSettings]:
+        """The node types that a move may launch: those that say how, and what they cost."""
+        if not self.limits.allow_new_nodes:
+            return {}
+        told = self.node_types.items()
+        return {name: t.launch for name, t in told if t.launch is not None and t.price_usd_per_h is not None}
+
     def of_deployment(self, app: str, name: str) -> DeploymentSettings:
         """Settings of a deployment: its own, else those of its application, else the defaults."""
         found = self.deployments.get(f"{app}/{name}") or self.deployments.get(app)
@@ -148,8 +167,9 @@ def parse_live_settings(content: Any, where: str, *, strict: bool = False) -> Li
     for name, value in _numbers("", settings_as_json(settings)):
         if not math.isfinite(value) or value < 0.0:
             raise InputError(f"{where}: {name}", "a number that is finite and not negative", value)
-    if settings.limits.allow_new_nodes:
-        raise InputError(f"{where}: limits.allow_new_nodes", "false: a live cluster is not asked for nodes", "true")
+    if settings.limits.allow_new_nodes and not settings.launchable():
+        told = "false, or a node type with launch and price_usd_per_h"
+        raise InputError(f"{where}: limits.allow_new_nodes", told, "true")
     for window in settings.brakes.freeze:
         parse_window(window, f"{where}: brakes.freeze")
     parse_zone(settings.brakes.freeze_zone, f"{where}: brakes.freeze_zone")

@@ -75,7 +75,7 @@ class RawCluster:
     deployments: tuple[RawDeployment, ...]
     replicas: tuple[RawReplica, ...]
     booting_types: tuple[str, ...] = ()  # type of each node being launched
-    moves: tuple[Mapping[str, Any], ...] = ()  # whose replacement starts: old, replacement, node
+    moves: tuple[Mapping[str, Any], ...] = ()  # whose replacement starts: old, replacement, node, not_on
     fences: Mapping[str, float] = field(default_factory=dict)  # node id to Unix time
     is_pack: bool = False
 

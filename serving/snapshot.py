@@ -25,6 +25,7 @@ from rayfold.envs.cluster import (
 from rayfold.envs.devices import EPS, NO_DEVICES, take_gpus
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
 from rayfold.serving.history import History
+from rayfold.serving.live_moves import NEW_NODE
 from rayfold.serving.live_settings import LiveSettings, NodeTypeSettings
 from rayfold.serving.raw_cluster import RawCluster, RawDeployment, RawNode, RawReplica, fetch_cluster
 
@@ -61,22 +62,29 @@ def _type_name(node: RawNode, settings: LiveSettings) -> str:
     return node.node_type or node.labels.get(settings.node_type_label, "") or "unknown"
 
 
-def _node_type(name: str, node: RawNode, settings: LiveSettings) -> NodeType:
-    told = settings.node_types.get(name, NodeTypeSettings())
-    resources = {n: v for n, v in _resources(node.total).items() if not n.startswith("accelerator_type:")}
+def _node_type(name: str, nodes: list[RawNode], num_coming: int, settings: LiveSettings) -> NodeType:
+    """A type of which there are ``nodes``, or which a move may launch."""
+    told, launch = settings.node_types.get(name, NodeTypeSettings()), settings.launchable().get(name)
+    resources, labels = dict(launch.resources if launch else {}), dict(launch.labels if launch else {})
+    if nodes:
+        seen = _resources(nodes[0].total)
+        resources = {n: v for n, v in seen.items() if not n.startswith("accelerator_type:")}
+        # Labels that are the node's own say nothing about its type.
+        labels |= {k: v for k, v in nodes[0].labels.items() if k not in ("ray.io/node-id",)}
+    max_nodes = told.max_nodes
+    if settings.limits.allow_new_nodes and launch is None:
+        max_nodes = max(told.min_nodes, len(nodes) + num_coming)  # no move launches one more
     price = told.price_usd_per_h
     if price is None:
         price = settings.usd_per_gpu_h * resources.get("GPU", 0.0)
         log.warning("no price is set for node type %r: taking %.2f USD/h", name, price)
-    # Labels that are the node's own say nothing about its type.
-    labels = {k: v for k, v in node.labels.items() if k not in ("ray.io/node-id",)}
     return NodeType(
         name=name,
         resources=resources,
         price_usd_per_h=price,
         labels=labels,
         min_nodes=told.min_nodes,
-        max_nodes=told.max_nodes,
+        max_nodes=max_nodes,
         boot_s=told.boot_s,
     )
 
@@ -105,12 +113,14 @@ def _deployment(raw: RawDeployment, settings: LiveSettings) -> Deployment:
     )
 
 
-def _spec(raw: RawCluster, nodes: list[RawNode], settings: LiveSettings) -> ClusterSpec:
-    samples = {_type_name(n, settings): n for n in reversed(nodes)}
+def _spec(raw: RawCluster, nodes: list[RawNode], coming: list[str], settings: LiveSettings) -> ClusterSpec:
+    present: dict[str, list[RawNode]] = {name: [] for name in settings.launchable()}
+    for node in nodes:
+        present.setdefault(_type_name(node, settings), []).append(node)
     deployments = [_deployment(d, settings) for d in sorted(raw.deployments, key=lambda d: f"{d.app}/{d.name}")]
     scheduling = SchedulingStrategy.PACK if raw.is_pack else SchedulingStrategy.SPREAD
     return ClusterSpec(
-        node_types=tuple(_node_type(name, node, settings) for name, node in sorted(samples.items())),
+        node_types=tuple(_node_type(name, of, coming.count(name), settings) for name, of in sorted(present.items())),
         deployments=tuple(deployments),
         settings=ClusterSettings(
             scheduling=scheduling,
@@ -139,6 +149,32 @@ def _home(replica: RawReplica, pins: Mapping[str, str]) -> str | None:
     if replica.node_id:
         return replica.node_id
     return replica.bundle_node_ids[0] if replica.bundle_node_ids else pins.get(replica.replica_id)
+
+
+def _coming(raw: RawCluster, nodes: list[RawNode], settings: LiveSettings) -> list[str]:
+    """Type of each node that is being launched; one that a move waits for is, before the autoscaler says so."""
+    known = {_type_name(node, settings) for node in nodes} | set(settings.launchable())
+    coming = [name for name in raw.booting_types if name in known]
+    placed = {r.replica_id for r in raw.replicas if r.node_id or r.bundle_node_ids}
+    for move in raw.moves:
+        name = move["node"].removeprefix(NEW_NODE)
+        has_joined = any(_type_name(n, settings) == name and n.node_id not in move["not_on"] for n in nodes)
+        if name in known and name not in coming and not has_joined and move["replacement"] not in placed:
+            coming.append(name)
+    return coming
+
+
+def _pin_to_new_nodes(raw: RawCluster, spec: ClusterSpec, st: StateArrays, nodes: list[RawNode]) -> None:
+    """A replacement that a node is launched for may start on that node only, be it under way or just there."""
+    types = {t.name: i for i, t in enumerate(spec.node_types)}
+    rows = {replica.replica_id: r for r, replica in enumerate(raw.replicas)}
+    for move in raw.moves:
+        r, t = rows.get(move["replacement"] or "", -1), types.get(move["node"].removeprefix(NEW_NODE), -1)
+        if r < 0 or t < 0 or st.replica_node[r] >= 0:
+            continue
+        is_new = [n >= len(nodes) or nodes[n].node_id not in move["not_on"] for n in range(len(st.node_type))]
+        found = np.flatnonzero((st.node_type == t) & is_new)
+        st.replica_pinned_node[r] = found[0] if len(found) else -1
 
 
 def _fill_replicas(
@@ -217,7 +253,12 @@ def _fill_devices(spec: ClusterSpec, st: StateArrays, holdings: list[_Holding]) 
 
 
 def _fill_nodes(
-    raw: RawCluster, nodes: list[RawNode], spec: ClusterSpec, st: StateArrays, settings: LiveSettings
+    raw: RawCluster,
+    nodes: list[RawNode],
+    coming: list[str],
+    spec: ClusterSpec,
+    st: StateArrays,
+    settings: LiveSettings,
 ) -> None:
     types = {t.name: i for i, t in enumerate(spec.node_types)}
     for n, node in enumerate(nodes):
@@ -230,8 +271,7 @@ def _fill_nodes(
         st.node_releasable[n] = told.is_releasable and not node.is_head
         if node.is_draining:
             st.node_phase[n] = NodePhase.DRAINING
-    known_booting = [name for name in raw.booting_types if name in types]
-    for i, name in enumerate(known_booting):
+    for i, name in enumerate(coming):
         st.node_type[len(nodes) + i], st.node_phase[len(nodes) + i] = types[name], NodePhase.BOOTING
 
 
@@ -262,12 +302,13 @@ def build_state(raw: RawCluster, settings: LiveSettings, history: History) -> Cl
     raw = _without_own(raw)
     in_use = {_home(r, {}) for r in raw.replicas}
     nodes = [n for n in raw.nodes if not n.is_head or n.node_id in in_use]
-    spec = _spec(raw, nodes, settings)
-    num_booting = sum(name in {t.name for t in spec.node_types} for name in raw.booting_types)
-    st = StateArrays.empty(spec, len(nodes) + num_booting, len(raw.replicas))
+    coming = _coming(raw, nodes, settings)
+    spec = _spec(raw, nodes, coming, settings)
+    st = StateArrays.empty(spec, len(nodes) + len(coming), len(raw.replicas))
     node_row = {node.node_id: n for n, node in enumerate(nodes)}
-    _fill_nodes(raw, nodes, spec, st, settings)
+    _fill_nodes(raw, nodes, coming, spec, st, settings)
     phases = _fill_replicas(raw, spec, st, node_row)
+    _pin_to_new_nodes(raw, spec, st, nodes)
     holdings = _holdings(spec, st)
     _fill_free(nodes, spec, st, holdings)
     _fill_devices(spec, st, holdings)
@@ -286,7 +327,7 @@ def build_state(raw: RawCluster, settings: LiveSettings, history: History) -> Cl
         st.deployment_ongoing_slow[d] = history.slow_ongoing(deployment.key)
         st.deployment_moved_s[d] = history.moved_s(deployment.key)
         st.deployment_changed_s[d] = history.changed_s(deployment.key)
-    booting_ids = tuple(f"booting-{i}" for i in range(num_booting))
+    booting_ids = tuple(f"booting-{i}" for i in range(len(coming)))
     return ClusterState(
         spec=spec,
         now_s=raw.now_s,

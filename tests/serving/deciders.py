@@ -17,7 +17,7 @@ from rayfold.serving.decider import Decider
 from rayfold.serving.decision import Mode
 from rayfold.serving.history import History
 from rayfold.serving.journal import Journal
-from rayfold.serving.live_moves import MoveRecord, MoveStatus
+from rayfold.serving.live_moves import MoveRecord, MoveStatus, destination_id
 from rayfold.serving.live_settings import LiveSettings
 from rayfold.serving.metrics import Metrics
 
@@ -79,7 +79,7 @@ class FakeCluster:
             raise ExecutorError(self._error)
         if move_id in self._controller():
             raise ExecutorError(f"move {move_id} is known already")
-        replica_id, node_id = state.replica_ids[move.replica_idx], state.node_ids[move.node_idx]
+        replica_id, node_id = state.replica_ids[move.replica_idx], destination_id(state, move)
         self.started.append((replica_id, node_id))
         self.ids.append(move_id)
         self._known[move_id] = MoveStatus(MovePhase.STARTING, "", replica_id, None, node_id)

@@ -20,6 +20,7 @@ from tests.serving.deciders import FakeCluster, make_decider
 
 TOKEN = "s3cret"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
+LAUNCH: dict[str, Any] = {"labels": {"size": "g"}, "resources": {"GPU": 4}}
 
 
 class FakeControls:
@@ -193,6 +194,10 @@ def test_settings_are_taken_whole_or_not_at_all(served: Served) -> None:
         ({"brakes": {"freeze": ["sometimes"]}}, "brakes.freeze"),
         ({"brakes": None}, "brakes"),
         ({"limits": {"allow_new_nodes": True}}, "allow_new_nodes"),
+        ({"limits": {"allow_new_nodes": True}, "node_types": {"g": {"launch": LAUNCH}}}, "allow_new_nodes"),
+        ({"node_types": {"g": {"launch": {**LAUNCH, "labels": {}}}}}, "launch.labels"),
+        ({"node_types": {"g": {"launch": {**LAUNCH, "labels": {"a": "!in(b)"}}}}}, "launch.labels.a"),
+        ({"node_types": {"g": {"launch": {**LAUNCH, "resources": {"GPU": -1}}}}}, "launch.resources.GPU"),
         ({"limits": {"max_concurrent_moves": -1}}, "limits.max_concurrent_moves"),
         ({"prices": {"unserved": "x"}}, "prices"),
         ({"decision_interval_s": "5"}, "decision_interval_s"),
@@ -214,7 +219,14 @@ def test_settings_survive_their_own_text() -> None:
     """What is written as JSON is read back as the same settings."""
     full = parse_live_settings(
         {
-            "node_types": {"g": {"price_usd_per_h": 2.5, "boot_s": [1, 2]}},
+            "node_types": {
+                "g": {
+                    "price_usd_per_h": 2.5,
+                    "boot_s": [1, 2],
+                    "launch": {"labels": {"size": "g"}, "resources": {"GPU": 4}},
+                }
+            },
+            "limits": {"allow_new_nodes": True},
             "deployments": {"a/b": {"is_movable": False}},
             "brakes": {"freeze": ["mon-fri 08:00-18:00"], "freeze_zone": "Europe/Berlin"},
             "opted_out_nodes": ["n1"],

@@ -43,6 +43,23 @@ def _ask(records: list[MoveRecord], brakes: Brakes, state: ClusterState | None =
     return brake(state or two_nodes(NOW_S), Move(0, 1), records, brakes, LIMITS, NOW_S)
 
 
+@pytest.mark.parametrize(
+    ("phase", "stops"), [("done", False), ("draining", False), ("failed", True), ("cancelled", True)]
+)
+def test_launch_that_failed_is_not_tried_again_at_once(phase: str, stops: bool) -> None:
+    """Within an hour, for that type only: the cloud may have no such node."""
+    lately = _record(phase=phase, to_node="new:gpu4", deployment="b/b")
+    others = [_record(phase="failed", to_node="new:other"), _record(phase="failed", to_node="n1")]
+
+    def verdict(*records: MoveRecord) -> Brake | None:
+        return brake(two_nodes(NOW_S), Move(0, 2), [*others, *records], OPEN, LIMITS, NOW_S)
+
+    assert verdict() is None
+    assert verdict(lately) == (Brake.LAUNCH_FAILED_LATELY if stops else None)
+    assert verdict(dataclasses.replace(lately, started_s=NOW_S - 3600.0)) is None
+    assert _ask([lately], OPEN) is None, "a move to a node that is there"
+
+
 def test_nothing_stops_a_first_move() -> None:
     """With its defaults the brake lets a first move of an idle cluster go."""
     assert _ask([], Brakes()) is None

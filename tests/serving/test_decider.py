@@ -127,6 +127,21 @@ def test_move_is_checked_again_right_before_it_starts() -> None:
         assert executor.started == []
 
 
+def test_move_to_a_new_node_names_its_type() -> None:
+    """In the decision, in the journal, and to the executor; without the limit it is refused."""
+    executor = FakeCluster()
+    allowed = dataclasses.replace(SETTINGS, limits=SETTINGS.limits._replace(allow_new_nodes=True))
+    decider = make_decider(lambda: plan_of(Move(0, 2)), executor, settings=allowed)
+    decision = decider.tick()
+    assert decision is not None
+    assert decision.moves[0].to_node == "new:gpu4"
+    assert executor.started == [("r0", "new:gpu4")]
+    assert decider.journal.open_moves()[0].to_node == "new:gpu4"
+    decision = make_decider(lambda: plan_of(Move(0, 2)), FakeCluster()).tick()
+    assert decision is not None
+    assert decision.moves[0].reason == "new_nodes_not_allowed"
+
+
 def test_executor_refusal_is_recorded(tmp_path: Path) -> None:
     """What the executor refuses is in the journal with its reason, at the decision and at the move."""
     journal = Journal(tmp_path / "deep" / "journal.sqlite3")

@@ -22,8 +22,11 @@ from rayfold.envs.layout import ObsLayout
 from rayfold.envs.moves import Move
 from rayfold.envs.safety import Limits, Reason, check_move
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
+from rayfold.policies.exact import Exact
+from rayfold.serving.decision import checked_move, same_move
 from rayfold.serving.history import History
-from rayfold.serving.live_settings import DeploymentSettings, LiveSettings, NodeTypeSettings
+from rayfold.serving.live_moves import destination_id
+from rayfold.serving.live_settings import DeploymentSettings, LaunchSettings, LiveSettings, NodeTypeSettings
 from rayfold.serving.raw_cluster import RawCluster, RawDeployment, RawNode, RawReplica
 from rayfold.serving.snapshot import build_state
 from rayfold.serving.state_view import describe_state
@@ -31,6 +34,7 @@ from tests.envs.conservation import check_conserved
 
 NOW_S = 1_000_000.0
 FULL = {"GPU": 4.0, "CPU": 8.0, "memory": 8 * 2.0**30, "node:10.0.0.1": 1.0, "object_store_memory": 8e7}
+SMALL_TOTAL = {"GPU": 2.0, "CPU": 4.0, "memory": 4 * 2.0**30}
 STARTUP = DeploymentSettings(startup_s=Interval(2.0, 5.0), drain_s=Interval(1.0, 2.0))
 SETTINGS = LiveSettings(
     idle_timeout_s=15.0,
@@ -188,7 +192,7 @@ def test_moves_link_both_replicas() -> None:
         [_node("n1", 1, 1), _node("n2")],
         [_plain(1)],
         [_replica("old", "a", "n1", "PENDING_MIGRATION"), _replica("new", "a", None, "STARTING")],
-        moves=({"old": "old", "replacement": "new", "node": "n2"},),
+        moves=({"old": "old", "replacement": "new", "node": "n2", "not_on": []},),
     )
     st = build_state(raw, SETTINGS, History()).arrays
     assert st.replica_peer.tolist() == [1, 0]
@@ -229,6 +233,70 @@ def test_unknown_node_type_gets_the_default_price(caplog: pytest.LogCaptureFixtu
     state = build_state(raw, dataclasses.replace(SETTINGS, usd_per_gpu_h=2.5), History())
     assert state.spec.node_types[0].price_usd_per_h == 10.0
     assert "other" in caplog.text
+
+
+SMALL = NodeTypeSettings(
+    price_usd_per_h=1.0,
+    max_nodes=2,
+    launch=LaunchSettings(labels={"size": "small"}, resources={"GPU": 2.0, "CPU": 4.0, "memory_gib": 4.0}),
+)
+RIGHT_SIZING = dataclasses.replace(
+    SETTINGS, node_types={**SETTINGS.node_types, "small": SMALL}, limits=Limits(allow_new_nodes=True)
+)
+
+
+def test_launchable_type_is_told_before_there_is_a_node_of_it() -> None:
+    """A move may launch it, and none of the type that does not say how; with the limit off, it is not there."""
+    raw = _raw([_node("n1", 1, 1)], [_plain(1)], [_replica("r1", "a", "n1")])
+    assert [t.name for t in build_state(raw, SETTINGS, History()).spec.node_types] == ["gpu4"]
+    state = build_state(raw, RIGHT_SIZING, History())
+    gpu4, small = state.spec.node_types
+    assert (small.name, small.price_usd_per_h, small.labels) == ("small", 1.0, {"size": "small"})
+    assert dict(small.resources) == {"GPU": 2.0, "CPU": 4.0, "memory_gib": 4.0}
+    assert gpu4.max_nodes == 1, "as many as there are"
+    assert check_move(state, Move(0, 2), RIGHT_SIZING.limits).allowed
+    assert check_move(state, Move(0, 1), RIGHT_SIZING.limits).reason == Reason.TYPE_AT_MAX_NODES
+    plan = Exact(RIGHT_SIZING.limits).plan(state, np.random.default_rng(0))
+    assert plan.moves == (Move(0, 2),)
+    item = checked_move(state, plan.moves[0], allowed=True, reason="allowed")
+    assert item.to_node == "new:small"
+    more = build_state(dataclasses.replace(raw, nodes=(*raw.nodes, _node("n2"))), RIGHT_SIZING, History())
+    assert same_move(more, item) == Move(0, 3), "another row of the same type"
+    assert same_move(build_state(raw, SETTINGS, History()), item) is None
+    assert destination_id(state, Move(0, 3)) == destination_id(state, Move(0, -1)) == ""
+
+
+def _launching(nodes: list[RawNode], **kwargs: object) -> ClusterState:
+    """A replica on n1 whose replacement, not placed, waits for a small node that is not n1 or n2."""
+    raw = _raw(
+        nodes,
+        [_plain(1)],
+        [_replica("old", "a", "n1", "PENDING_MIGRATION"), _replica("new", "a", None, "STARTING")],
+        moves=({"old": "old", "replacement": "new", "node": "new:small", "not_on": ["n1", "n2"]},),
+        **kwargs,
+    )
+    return build_state(raw, RIGHT_SIZING, History())
+
+
+@pytest.mark.parametrize("told", [(), ("small",)])
+def test_node_that_a_move_waits_for_is_counted_once(told: tuple[str, ...]) -> None:
+    """Whether or not the autoscaler has begun: one node is under way, and the replacement may start there only."""
+    state = _launching([_node("n1", 1, 1), _node("n2", node_type="small", total=SMALL_TOTAL)], booting_types=told)
+    st = state.arrays
+    assert state.node_ids == ("n1", "n2", "booting-0")
+    assert st.node_phase.tolist() == [NodePhase.ALIVE, NodePhase.ALIVE, NodePhase.BOOTING]
+    assert st.replica_phase.tolist() == [ReplicaPhase.RUNNING, ReplicaPhase.PENDING]
+    assert st.replica_node.tolist() == [0, -1]
+    assert st.replica_pinned_node.tolist() == [-1, 2]
+    assert st.replica_peer.tolist() == [1, 0]
+    encode_state(state, RIGHT_SIZING.limits)
+
+
+def test_node_that_has_joined_for_a_move_is_not_counted_again() -> None:
+    """The replacement is about to start there."""
+    state = _launching([_node("n1", 1, 1), _node("n3", node_type="small", total=SMALL_TOTAL)])
+    assert state.node_ids == ("n1", "n3")
+    assert state.arrays.replica_pinned_node.tolist() == [-1, 1]
 
 
 def _simulated() -> ClusterState:
