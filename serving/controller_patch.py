@@ -351,7 +351,7 @@ def start_move(
         timeout_s: The replacement must serve by then, or the move is cancelled.
         term: Of the lease that the caller holds; a lower one than any before is refused. 0 = no lease.
         labels: Of a new node; None or empty = ``node`` is there.
-        not_on: Ray ids of all nodes that there are, which a new node is not.
+        not_on: Ray ids of the nodes that have them already.
 
     Returns:
         ``ok`` or ``refused: <why>``.

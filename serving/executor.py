@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import ray
 
 from rayfold.envs.moves import Move, MovePhase
@@ -192,7 +193,7 @@ class ServeExecutor:
         return move_id
 
     def _launch(self, state: ClusterState, move: Move) -> tuple[float, dict[str, str], list[str]]:
-        """Time-out, labels of the node to launch, and the nodes that there are; a move to one of them needs neither.
+        """Time-out, labels of the node to launch, and the nodes of its type; a move to one that is there needs neither.
 
         Raises:
             ExecutorError: No move may launch such a node.
@@ -203,7 +204,8 @@ class ServeExecutor:
         told = self.node_types.get(state.spec.node_types[t].name, NodeTypeSettings())
         if told.launch is None:
             raise ExecutorError(f"node type {state.spec.node_types[t].name}: the settings do not say how to launch one")
-        return self.move_timeout_s + told.boot_s.max_s, dict(told.launch.labels), list(state.node_ids)
+        not_on = [state.node_ids[n] for n in np.flatnonzero(state.arrays.node_type == t)]
+        return self.move_timeout_s + told.boot_s.max_s, dict(told.launch.labels), not_on
 
     def _fence(self, move_id: str, source: str) -> None:
         self._sources[move_id], self._fences[source] = source, self._clock() + self.fence_s
