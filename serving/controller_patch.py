@@ -167,7 +167,8 @@ def _pin(request: Any, move: dict[str, Any]) -> None:
     """Makes the request land on the destination of the move or nowhere; one that is new, Ray's autoscaler launches."""
     wanted = {_NODE_LABEL: move["node"]}
     if move["labels"]:
-        wanted = {**move["labels"], _NODE_LABEL: f"!in({','.join(move['not_on'])})"}
+        others = {_NODE_LABEL: f"!in({','.join(move['not_on'])})"} if move["not_on"] else {}  # Ray takes no empty list
+        wanted = {**move["labels"], **others}
     if request.placement_group_bundles is not None:
         selectors = request.placement_group_bundle_label_selector or [{}] * len(request.placement_group_bundles)
         request.placement_group_bundle_label_selector = [{**s, **wanted} for s in selectors]

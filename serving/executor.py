@@ -17,7 +17,7 @@ import numpy as np
 import ray
 
 from rayfold.envs.moves import Move, MovePhase
-from rayfold.envs.state import ClusterState
+from rayfold.envs.state import ClusterState, NodePhase
 from rayfold.errors import ClusterError, ExecutorError
 from rayfold.serving import controller_patch, controller_recovery
 from rayfold.serving.live_moves import FINAL, MoveRecord, MoveStatus, RecordedPhase, destination_id
@@ -204,7 +204,9 @@ class ServeExecutor:
         told = self.node_types.get(state.spec.node_types[t].name, NodeTypeSettings())
         if told.launch is None:
             raise ExecutorError(f"node type {state.spec.node_types[t].name}: the settings do not say how to launch one")
-        not_on = [state.node_ids[n] for n in np.flatnonzero(state.arrays.node_type == t)]
+        st = state.arrays
+        has_joined = (st.node_phase == NodePhase.ALIVE) | (st.node_phase == NodePhase.DRAINING)
+        not_on = [state.node_ids[n] for n in np.flatnonzero((st.node_type == t) & has_joined)]
         return self.move_timeout_s + told.boot_s.max_s, dict(told.launch.labels), not_on
 
     def _fence(self, move_id: str, source: str) -> None:
