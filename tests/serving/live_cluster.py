@@ -4,6 +4,8 @@ Three logical 4-GPU nodes, four plain replicas and one PACK group of two bundles
 Serve controller.
 """
 
+import os
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,7 +19,8 @@ from rayfold.envs.cluster import Interval, NodeType
 from rayfold.envs.moves import MovePhase
 from rayfold.envs.safety import Limits
 from rayfold.envs.state import ClusterState, ReplicaPhase
-from rayfold.serving.executor import ServeExecutor
+from rayfold.errors import ClusterError
+from rayfold.serving.executor import ServeExecutor, call_controller
 from rayfold.serving.history import History
 from rayfold.serving.live_settings import Brakes, DeploymentSettings, LiveSettings, NodeTypeSettings
 from rayfold.serving.local_cluster import LocalCluster, free_port
@@ -184,6 +187,36 @@ def decider_pid(controller: Any) -> int | None:
     replicas = [r for d, s in states.items() if d.app_name == "rayfold" for r in s._replicas.get()]
     running = [r.actor_details.pid for r in replicas if r.actor_details.state.value == "RUNNING"]
     return running[0] if running else None
+
+
+def controller_pid(controller: Any) -> int:
+    """Runs in the controller: its own process id."""
+    import os
+
+    return os.getpid()
+
+
+def ask_controller(fn: Callable[[Any], Any]) -> Any:
+    """What ``fn`` says in the Serve controller; None while that does not answer."""
+    try:
+        return call_controller(fn, timeout_s=5.0)
+    except ClusterError:
+        return None
+
+
+def kill_controller() -> None:
+    """Kill -9 of the Serve controller; returns when another is there."""
+    pid = call_controller(controller_pid)
+    os.kill(pid, signal.SIGKILL)
+    wait_until("another controller", lambda: ask_controller(controller_pid) not in (None, pid))
+
+
+def has_reattached(executor: ServeExecutor) -> bool:
+    """Whether the executor has found that its controller restarted, and attached again."""
+    try:
+        return executor.keep_attached()
+    except ClusterError:
+        return False
 
 
 def ask(url: str) -> Any:

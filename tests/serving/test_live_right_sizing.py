@@ -21,7 +21,16 @@ from rayfold.serving.live_settings import LaunchSettings, NodeTypeSettings
 from rayfold.serving.load import HttpLoad
 from rayfold.serving.local_cluster import LocalCluster, free_port
 from rayfold.serving.snapshot import take_snapshot
-from tests.serving.live_cluster import LIVE_MARKS, SETTINGS, finish, is_calm, request_nodes, wait_until
+from tests.serving.live_cluster import (
+    LIVE_MARKS,
+    SETTINGS,
+    finish,
+    has_reattached,
+    is_calm,
+    kill_controller,
+    request_nodes,
+    wait_until,
+)
 
 pytestmark = LIVE_MARKS
 BOOT_S = Interval(1.0, 20.0)
@@ -122,5 +131,26 @@ def test_node_that_never_comes_leaves_the_replica_where_it_is(site: Site) -> Non
     assert executor.statuses()[move_id].detail == "time-out"
     wait_until("one replica", lambda: is_calm(take_snapshot(RIGHT_SIZING, History()), 1))
     assert state.replica_ids[0] in take_snapshot(RIGHT_SIZING, History()).replica_ids
+    assert _node_types() == before
+    executor.detach()
+
+
+def test_controller_killed_while_a_node_is_awaited(site: Site) -> None:
+    """The move fails, nobody waits for the node any longer, and one replica answers."""
+    nowhere = dataclasses.replace(
+        SMALL_SETTINGS, launch=LaunchSettings(labels={"size": "none"}, resources=SMALL.resources)
+    )
+    executor = ServeExecutor(fence_s=0.0, node_types={"small": nowhere})
+    state, before = take_snapshot(RIGHT_SIZING, History()), _node_types()
+    t = [node_type.name for node_type in state.spec.node_types].index("small")
+    move_id = executor.start(state, Move(0, len(state.arrays.node_type) + t))
+    wait_until("the replacement to exist", lambda: executor.statuses()[move_id].replacement_id is not None)
+    kill_controller()
+    wait_until("the executor to attach again", lambda: has_reattached(executor))
+    assert finish(executor, move_id) == MovePhase.FAILED
+    wait_until("one replica", lambda: is_calm(take_snapshot(RIGHT_SIZING, History()), 1))
+    answer = httpx.get(site.url, timeout=30.0, trust_env=False)
+    assert answer.status_code == 200
+    assert executor.statuses()[move_id].replacement_id not in take_snapshot(RIGHT_SIZING, History()).replica_ids
     assert _node_types() == before
     executor.detach()

@@ -7,10 +7,13 @@ import ast
 import inspect
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+import ray._raylet as raylet
+from ray._private.label_utils import validate_label_selector
 
 from rayfold.serving import controller_patch
 
@@ -215,6 +218,29 @@ def test_code_in_the_controller_uses_nothing_else(name: str) -> None:
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     listed = {attribute for attributes in CLASSES.values() for attribute in attributes}
     assert used - listed - OWN == set()
+
+
+@pytest.mark.parametrize("not_on", [[], ["aa"], ["aa", "bb"]])
+@pytest.mark.parametrize("bundles", [None, [{"GPU": 1.0}] * 2])
+def test_selectors_of_a_new_node_are_ray_s(not_on: list[str], bundles: list[dict[str, float]] | None) -> None:
+    """A replacement that waits for a new node, the first of its type too, asks for it in words that Ray takes."""
+    matches: Any = raylet.node_labels_match_selector  # type: ignore[attr-defined]  # compiled, untyped
+    own = {"zone": "a"}
+    request = SimpleNamespace(
+        placement_group_bundles=bundles,
+        placement_group_bundle_label_selector=[own] * 2 if bundles else None,
+        actor_options={"label_selector": own},
+    )
+    controller_patch._pin(request, {"labels": {"size": "small"}, "not_on": not_on, "node": "new:small"})
+    selectors = request.placement_group_bundle_label_selector or [request.actor_options["label_selector"]]
+    assert len(selectors) == len(bundles or [1])
+    for selector in selectors:
+        assert validate_label_selector(selector) is None
+        assert matches({"ray.io/node-id": "cc", "size": "small", "zone": "a"}, selector)
+        assert not matches({"ray.io/node-id": "cc", "size": "large", "zone": "a"}, selector)
+        for node in not_on:
+            assert not matches({"ray.io/node-id": node, "size": "small", "zone": "a"}, selector)
+    assert validate_label_selector({"ray.io/node-id": "!in()"}) is not None, "the reason why `_pin` asks for none"
 
 
 def test_internals_are_imported_from_listed_modules_only() -> None:

@@ -46,6 +46,7 @@ from tests.serving.live_cluster import (
     decider_pid,
     fences_of,
     finish,
+    has_reattached,
     is_calm,
     num_nodes,
     other_node,
@@ -271,20 +272,13 @@ def test_restarted_controller_is_attached_again(live: Live) -> None:
     assert finish(executor, executor.start(state, Move(r, other_node(state, r, 1.0)))) == MovePhase.DONE
     assert executor.keep_attached() is False
     ray.kill(serve_controller(), no_restart=False)
-    wait_until("the controller to be back", lambda: _is_back(executor))
+    wait_until("the controller to be back", lambda: has_reattached(executor))
     assert call_controller(scheduler_class)[2] is True
     assert call_controller(fences_of).keys() == {source}
     executor.detach()
     assert call_controller(controller_patch.patched) == []
     wait_until("five replicas", lambda: is_calm(snapshot(), 5))
     assert httpx.get(f"{live.url}/plain", timeout=10.0, trust_env=False).status_code == 200
-
-
-def _is_back(executor: ServeExecutor) -> bool:
-    try:
-        return executor.keep_attached()
-    except ClusterError:
-        return False
 
 
 def test_permanent_form_attaches_a_restarted_controller(live: Live) -> None:

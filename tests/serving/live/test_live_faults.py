@@ -21,7 +21,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from rayfold.envs.moves import Move
 from rayfold.envs.safety import Limits, Reason, check_move
 from rayfold.envs.state import ClusterState
-from rayfold.errors import ClusterError
 from rayfold.policies.best_fit import BestFit
 from rayfold.serving import controller_patch
 from rayfold.serving.attach import deploy_decider
@@ -35,9 +34,11 @@ from tests.serving.live_cluster import (
     SETTINGS,
     Live,
     ask,
+    ask_controller,
     decider_pid,
     fences_of,
     is_calm,
+    kill_controller,
     num_nodes,
     replicas_of,
     request_nodes,
@@ -191,35 +192,19 @@ def ask_text(url: str) -> str:
     return answer.text if answer.status_code == 200 else ""
 
 
-def controller_pid(controller: Any) -> int:
-    """Runs in the controller: its own process id."""
-    import os
-
-    return os.getpid()
-
-
 def kill(what: str, move: Mapping[str, Any]) -> None:
     """Kill -9, and returns when the process is gone and, where it restarts, another is there."""
     if what == "controller":
-        pid = call_controller(controller_pid)
-        os.kill(pid, signal.SIGKILL)
-        wait_until("another controller", lambda: _ask_controller(controller_pid) not in (None, pid))
+        kill_controller()
         return
     if what == "decider":
         pid = call_controller(decider_pid)
         os.kill(pid, signal.SIGKILL)
-        wait_until("another decider", lambda: _ask_controller(decider_pid) not in (None, pid), 90.0)
+        wait_until("another decider", lambda: ask_controller(decider_pid) not in (None, pid), 90.0)
         return
     replica = move["replica_id"] if what == "old" else move["replacement_id"]
     wait_until(f"the process of {replica}", lambda: call_controller(pid_of, replica) is not None)
     os.kill(call_controller(pid_of, replica), signal.SIGKILL)
-
-
-def _ask_controller(fn: Any) -> Any:
-    try:
-        return call_controller(fn, timeout_s=5.0)
-    except ClusterError:
-        return None
 
 
 def begin(bench: Bench, phase: str) -> tuple[dict[str, Any], "Held | None"]:
