@@ -1,11 +1,12 @@
 """What learning is worth, part by part, on validation days, and in worlds it was not trained for.
 
 ``python benchmarks/learning.py [--scenarios ...] [--seeds 8] [--search 2] [--jobs 2] [--json F]`` runs, on the same
-episodes, ``exact`` as tuned for the scenario (the reference of all figures) and with its defaults, the learned timing,
-the timing without each of its features, a wait of 300 s for all, the bundle's network alone and its switch, and, for
-the first ``--search`` seeds, parallel rollout in the twin with 1 and 4 futures, which costs minutes per episode. Then
-timing, switch and ``exact`` again with disruption and unserved demand at a quarter of their price and at four times it,
-and with start-ups three times as long. Scenarios of traces need them in ``$RAYFOLD_TRACES`` or ``./traces``.
+episodes, ``exact`` as tuned for the scenario (the reference of all figures) and with its defaults, the bundle's leader,
+the same without doubt, each of its members, the learned timing that leads in doubt, that timing without each of its
+features, a wait of 300 s for all, and, for the first ``--search`` seeds, parallel rollout in the twin with 1 and 4
+futures, which costs minutes per episode. Then leader, timing and ``exact`` again with disruption and unserved demand at
+a quarter of their price and at four times it, and with start-ups three times as long. Scenarios of traces need them in
+``$RAYFOLD_TRACES`` or ``./traces``.
 """
 
 import argparse
@@ -20,25 +21,24 @@ from typing import Any, NamedTuple
 
 from rayfold.envs.futures import fit_traffic
 from rayfold.envs.scenario import Scenario, Split, load_scenario
-from rayfold.policies.bundle import load_bundle
-from rayfold.policies.by_name import LEARNED, NETWORK, SWITCH, shipped_bundle
+from rayfold.policies.bundle import PolicyBundle, load_bundle
+from rayfold.policies.by_name import LEARNED, TIMING, policy_maker, shipped_bundle
 from rayfold.policies.exact import Exact, ExactSettings
-from rayfold.policies.learned import LearnedPolicy
+from rayfold.policies.leader import Leader
 from rayfold.policies.parallel_rollout import ParallelRollout, RolloutSettings
 from rayfold.policies.portfolio import MEMBERS, make_member
 from rayfold.policies.protocol import Policy
-from rayfold.policies.switching import PolicySwitching
 from rayfold.policies.timing import BASE_S, FEATURES, TimedExact
 from rayfold.policies.tuned import tuned_settings
 from rayfold.training.bootstrap import mean_of, relative
 from rayfold.training.episode_result import run_episode
 from rayfold.training.provenance import git_commit
 from rayfold.training.report import write_json
-from rayfold.training.switch_labels import scaled
 from rayfold.training.workers import Workers, run_all
+from rayfold.training.worlds import scaled
 
 SCENARIOS = "llm_api,llm_api_pack_groups,slow_start,low_scale,tight,fractional,spot"
-REFERENCE, DEFAULT = "exact, tuned", "exact"
+REFERENCE, DEFAULT, WAIT, NO_DOUBT = "exact, tuned", "exact", f"wait of {BASE_S:g} s", "learned, no doubt"
 WORLDS = {
     "as it is": {},
     "prices / 4": {"prices": 0.25},
@@ -60,29 +60,33 @@ class Unit(NamedTuple):
 def policies(scenario: Scenario, bundle: Path) -> dict[str, Callable[[], Policy]]:
     """How each variant is made."""
     found, limits = load_bundle(bundle), scenario.limits
-    net = found.net
+    tuned = ExactSettings(**tuned_settings(scenario.name).get(Exact.name, {}))
     made: dict[str, Callable[[], Policy]] = {
-        REFERENCE: partial(Exact, limits, ExactSettings(**tuned_settings(scenario.name).get(Exact.name, {}))),
-        DEFAULT: partial(Exact, limits),
-        f"wait of {BASE_S:g} s": partial(Exact, limits, ExactSettings(quiet_s=BASE_S)),
-        NETWORK: partial(LearnedPolicy, net, limits),
+        REFERENCE: partial(Exact, limits, tuned),
+        WAIT: partial(Exact, limits, ExactSettings(quiet_s=BASE_S)),
     }
+    for name in dict.fromkeys([DEFAULT, LEARNED, TIMING, *_members(found)]):
+        made[name] = partial(policy_maker(name, bundle=found), limits)
+    if found.leader is not None:
+        bold = dataclasses.replace(found.leader, leader=Leader(found.leader.leader.experience, doubt=0.0))
+        without_doubt = dataclasses.replace(found, leader=bold)
+        made[NO_DOUBT] = partial(policy_maker(LEARNED, bundle=without_doubt), limits)
     if found.timing is not None:
         timing = found.timing.timing
-        made[LEARNED] = partial(TimedExact, timing, limits)
         for i, feature in enumerate(FEATURES):
             weights = tuple(0.0 if k == i else w for k, w in enumerate(timing.weights))
-            without = dataclasses.replace(timing, weights=weights)
-            made[f"learned, no {feature}"] = partial(TimedExact, without, limits)
-    if found.switch is not None:
-        made[SWITCH] = partial(PolicySwitching, found.switch.net, net, limits)
-    members = [partial(make_member, k, limits, net) for k in range(len(MEMBERS))]
+            made[f"{TIMING}, no {feature}"] = partial(TimedExact, dataclasses.replace(timing, weights=weights), limits)
+    members = [partial(make_member, k, limits, found.net) for k in range(len(MEMBERS))]
 
     def search(num_futures: int) -> Policy:
         model = fit_traffic(scenario, scenario.spec)
         return ParallelRollout(members, limits, model, RolloutSettings(num_futures=num_futures))
 
     return {**made, **{f"rollout of {n}": partial(search, n) for n in (1, 4)}}
+
+
+def _members(bundle: PolicyBundle) -> tuple[str, ...]:
+    return bundle.leader.leader.experience.members if bundle.leader is not None else ()
 
 
 def run(shared: tuple[dict[str, Scenario], Path], unit: Unit) -> dict[str, float]:
@@ -95,8 +99,10 @@ def run(shared: tuple[dict[str, Scenario], Path], unit: Unit) -> dict[str, float
 
 def units_of(args: argparse.Namespace) -> list[Unit]:
     """Everything that is to be run."""
-    ablations = [f"learned, no {feature}" for feature in FEATURES]
-    alone = [REFERENCE, DEFAULT, f"wait of {BASE_S:g} s", NETWORK, SWITCH, LEARNED, *ablations]
+    ablations = [f"{TIMING}, no {feature}" for feature in FEATURES]
+    members = _members(load_bundle(args.bundle))
+    alone = list(dict.fromkeys([REFERENCE, DEFAULT, WAIT, LEARNED, NO_DOUBT, *members, TIMING, *ablations]))
+    in_other_worlds = (REFERENCE, DEFAULT, TIMING, LEARNED)
     units = []
     for scenario in args.scenarios.split(","):
         for seed in range(args.seeds):
@@ -104,9 +110,7 @@ def units_of(args: argparse.Namespace) -> list[Unit]:
             if seed < args.search:
                 units += [Unit(scenario, "as it is", f"rollout of {n}", seed) for n in (1, 4)]
             if seed < args.world_seeds:
-                units += [
-                    Unit(scenario, w, v, seed) for w in list(WORLDS)[1:] for v in (REFERENCE, DEFAULT, SWITCH, LEARNED)
-                ]
+                units += [Unit(scenario, w, v, seed) for w in list(WORLDS)[1:] for v in in_other_worlds]
     return units
 
 

@@ -24,8 +24,8 @@ from rayfold.envs.layout import (
     schema_hash,
 )
 from rayfold.errors import InputError
+from rayfold.policies.leader_file import TrainedLeader, read_leader, write_leader
 from rayfold.policies.network import CompactionNet, NetworkConfig
-from rayfold.policies.switch_file import Switch, read_switch, write_switch
 from rayfold.policies.timing_file import TrainedTiming, read_timing, write_timing
 from rayfold.policies.weights import one_line, packed, read_header, restore
 
@@ -56,8 +56,8 @@ class PolicyBundle:
 
     net: CompactionNet  # in eval mode, on the CPU
     card: TrainingCard
-    switch: Switch | None = None  # None = the network leads alone
-    timing: TrainedTiming | None = None  # of the exact planner, which then leads
+    timing: TrainedTiming | None = None  # of the exact planner, which then leads; None = the network does
+    leader: TrainedLeader | None = None  # who leads where; None = see ``timing``
 
 
 def _schema() -> dict[str, Any]:
@@ -74,8 +74,8 @@ def save_bundle(
     path: Path,
     net: CompactionNet,
     card: TrainingCard,
-    switch: Switch | None = None,
     timing: TrainedTiming | None = None,
+    leader: TrainedLeader | None = None,
 ) -> None:
     """Writes a bundle, all of it or nothing; an older bundle at ``path`` is replaced.
 
@@ -83,8 +83,8 @@ def save_bundle(
         path: The bundle's folder.
         net: Network with the weights to save.
         card: Where it comes from.
-        switch: What decides when the network leads; None = it always does.
         timing: When the exact planner begins; None = it does not lead.
+        leader: Who leads where; None = the planner, or the network where there is no timing.
 
     Raises:
         InputError: ``path`` is something else than a bundle.
@@ -105,10 +105,10 @@ def save_bundle(
         fresh.mkdir()
         (fresh / WEIGHTS).write_bytes(weights)
         (fresh / HEADER).write_text(json.dumps(header, indent=2) + "\n")
-        if switch is not None:
-            write_switch(fresh, switch)
         if timing is not None:
             write_timing(fresh, timing)
+        if leader is not None:
+            write_leader(fresh, leader)
         if path.exists():
             path.rename(Path(scratch) / "old")
         fresh.rename(path)
@@ -134,7 +134,7 @@ def load_bundle(path: Path) -> PolicyBundle:
         raise InputError(f"{header_path}: network", "dim a multiple of heads", f"{config.dim}, {config.heads}")
     net = CompactionNet(config)
     restore(net, path / WEIGHTS, checksum)
-    return PolicyBundle(net=net.eval(), card=card, switch=read_switch(path), timing=read_timing(path))
+    return PolicyBundle(net=net.eval(), card=card, timing=read_timing(path), leader=read_leader(path))
 
 
 def _read_header(path: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from rayfold.envs.safety import Limits
 from rayfold.errors import InputError
 from rayfold.policies.best_fit import BestFit
-from rayfold.policies.bundle import load_bundle
+from rayfold.policies.bundle import PolicyBundle, load_bundle
+from rayfold.policies.chained import Chained
 from rayfold.policies.dearest_first import DearestFirst
 from rayfold.policies.descheduler import Descheduler, DeschedulerSettings
 from rayfold.policies.exact import Exact, ExactSettings
@@ -17,12 +18,12 @@ from rayfold.policies.fragmentation import Fragmentation, FragmentationSettings
 from rayfold.policies.karpenter import BalancedSettings, Karpenter, KarpenterBalanced, KarpenterSettings
 from rayfold.policies.learned import LearnedPolicy
 from rayfold.policies.least_moves import LeastMoves
+from rayfold.policies.led import Led
 from rayfold.policies.none import NoMoves
 from rayfold.policies.patient import Patient, PatientSettings
 from rayfold.policies.protocol import Policy
 from rayfold.policies.ray_serve import RayServe
 from rayfold.policies.settings import NoSettings, parse_settings
-from rayfold.policies.switching import PolicySwitching
 from rayfold.policies.timing import TimedExact
 
 __all__ = [
@@ -30,7 +31,7 @@ __all__ = [
     "HEURISTICS",
     "LEARNED",
     "NETWORK",
-    "SWITCH",
+    "TIMING",
     "Heuristic",
     "make_policy",
     "policy_maker",
@@ -59,9 +60,10 @@ HEURISTICS: dict[str, Heuristic] = {
     "descheduler": Heuristic(Descheduler, DeschedulerSettings),
     "fragmentation": Heuristic(Fragmentation, FragmentationSettings),
 }
-LEARNED, NETWORK, SWITCH = "learned", "network", "switch"
-BUNDLED = (LEARNED, NETWORK, SWITCH)  # what leads in a bundle, and its parts alone
+LEARNED, NETWORK, GREEDY, TIMING = "learned", "network", "network_greedy", "timing"
+BUNDLED = (LEARNED, NETWORK, GREEDY, TIMING)  # what leads in a bundle, and its parts alone
 _WITH_SETTINGS = re.compile(r"(?P<name>\w+)\((?P<settings>[^()]*)\)")
+_THEN = re.compile(r"\+(?![^()]*\))")  # not the sign of a number in settings
 
 
 def shipped_bundle() -> Path:
@@ -72,7 +74,7 @@ def shipped_bundle() -> Path:
 def policy_maker(
     name: str,
     *,
-    bundle: Path | None = None,
+    bundle: Path | PolicyBundle | None = None,
     tuned: Mapping[str, Mapping[str, Any]] | None = None,
     num_candidates: int = 0,
     where: str = "--policy",
@@ -81,8 +83,9 @@ def policy_maker(
 
     Args:
         name: A heuristic, with settings of its own if wanted as ``patient(wait_s=120,spare_gpus=4)``; ``learned``, or
-            ``network`` or ``switch`` for a part of the bundle alone; or the directory of a bundle.
-        bundle: Directory that these stand for; the shipped bundle if None.
+            ``network``, ``network_greedy`` or ``timing`` for a part of the bundle alone; or the directory of a bundle.
+            Several but for directories, joined by ``+``, are asked in turn, see ``Chained``.
+        bundle: The bundle that these stand for, or its directory; the shipped bundle if None.
         tuned: Settings by name of heuristic, for those that are given without any; else its defaults.
         num_candidates: How many candidates a learned policy lists in its plans; heuristics list all they weigh.
         where: The flag, for the message.
@@ -90,30 +93,45 @@ def policy_maker(
     Raises:
         InputError: An unknown name, settings that cannot be, or a bundle that cannot be used.
     """
-    given = _WITH_SETTINGS.fullmatch(name)
-    rule = given["name"] if given else name
+    is_folder = "/" in name or (name and Path(name).is_dir())  # Path("") is the working directory
+    parts = [name] if is_folder else _THEN.split(name)
+    if len(parts) > 1:
+        given = {"bundle": bundle, "tuned": tuned, "num_candidates": num_candidates, "where": where}
+        makers = [policy_maker(part, **given) for part in parts]  # type: ignore[arg-type]  # as they came
+        return lambda limits: Chained([make(limits) for make in makers])
+    with_settings = _WITH_SETTINGS.fullmatch(name)
+    rule = with_settings["name"] if with_settings else name
     if rule in HEURISTICS:
         make, settings_type = HEURISTICS[rule]
-        values = _split(given["settings"], f"{where} {rule}") if given else (tuned or {}).get(rule, {})
+        values = (tuned or {}).get(rule, {})
+        if with_settings:
+            values = _split(with_settings["settings"], f"{where} {rule}")
         settings = parse_settings(settings_type, values, f"{where} {rule}")
         return lambda limits: make(limits, settings)
+    if is_folder:
+        return _bundled(LEARNED, load_bundle(Path(name)), num_candidates, where)
     if name in BUNDLED:
-        folder = bundle or shipped_bundle()
-    elif "/" in name or (name and Path(name).is_dir()):  # Path("") is the working directory
-        folder = Path(name)
-    else:
-        known = ", ".join([*HEURISTICS, *BUNDLED])
-        raise InputError(where, f"one of {known}, or the directory of a policy bundle", name)
-    found = load_bundle(folder)
-    if found.timing is not None and name not in (NETWORK, SWITCH):
+        found = bundle if isinstance(bundle, PolicyBundle) else load_bundle(bundle or shipped_bundle())
+        return _bundled(name, found, num_candidates, where)
+    known = ", ".join([*HEURISTICS, *BUNDLED])
+    raise InputError(where, f"one of {known}, or the directory of a policy bundle", name)
+
+
+def _bundled(name: str, found: PolicyBundle, num_candidates: int, where: str) -> Callable[[Limits], Policy]:
+    """A part of a bundle, or what leads in it."""
+    if name == LEARNED and found.leader is not None:
+        leader = found.leader.leader
+        names = (*leader.experience.members, found.leader.card.reference)
+        *members, reference = (policy_maker(m, bundle=found, num_candidates=num_candidates, where=where) for m in names)
+        return lambda limits: Led(leader, members, reference, limits)
+    if name in (LEARNED, TIMING) and found.timing is not None:
         timing = found.timing.timing
-        return lambda limits: TimedExact(timing, limits)
-    if name == SWITCH and found.switch is None:
-        raise InputError(where, "a bundle with a switch (rayfold train-switch)", str(folder))
-    if found.switch is not None and name != NETWORK:
-        switch = found.switch.net
-        return lambda limits: PolicySwitching(switch, found.net, limits, num_candidates=num_candidates)
-    return lambda limits: LearnedPolicy(found.net, limits, num_candidates=num_candidates)
+        return lambda limits: TimedExact(timing, limits, name=name)
+    if name == TIMING:
+        raise InputError(where, "a bundle with a timing (rayfold train-timing)", "one without")
+    return lambda limits: LearnedPolicy(
+        found.net, limits, greedy=name == GREEDY, num_candidates=num_candidates, name=name
+    )
 
 
 def make_policy(

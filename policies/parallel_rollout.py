@@ -2,9 +2,8 @@
 
 Parallel rollout (Chang, Givan and Chong, "Parallel Rollout for Online Solution of POMDPs", Discrete Event Dynamic
 Systems 14, 2004): at each choice every member is rolled forward from the present state on the same sampled futures, and
-the one of least mean bill leads. What ``PolicySwitching`` has learned in advance is found out here when it is needed,
-for some seconds of computing at each choice. A member takes over only if the paired difference to the one that leads
-is below zero with the confidence asked for.
+the one of least mean bill leads. That takes some seconds of computing at each choice. A member takes over only if the
+paired difference to the one that leads is below zero with the confidence asked for.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The portfolio: the policies that take turns under ``PolicySwitching``, the reference first."""
+"""The portfolio: the policies that take turns under ``ParallelRollout``, the reference first."""
 
 from collections.abc import Callable
 

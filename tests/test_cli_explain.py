@@ -7,7 +7,6 @@ import pytest
 
 from rayfold.envs.state import ClusterState
 from rayfold.policies.by_name import HEURISTICS
-from rayfold.policies.portfolio import MEMBERS
 from tests.test_cli import check_refused
 from tests.test_cli_simulate import Run, run, smoke_state  # noqa: F401  # a fixture
 
@@ -22,16 +21,15 @@ def state(tmp_path: Path) -> ClusterState:
 
 def test_every_policy_is_asked_the_same_state(run: Run, state: ClusterState, tmp_path: Path) -> None:  # noqa: F811
     """Each with its reason in the terminal and its moves by name in the JSON, the exact planner beside them."""
-    done = run("explain", "--state", "state.npz", "--policy", "best_fit,learned,switch", "--json", "o.json")
+    done = run("explain", "--state", "state.npz", "--policy", "best_fit,learned,timing", "--json", "o.json")
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "o.json").read_text())
     beside = {"exact"} & set(HEURISTICS)
-    assert set(content["policies"]) == {"best_fit", "learned", "switch"} | beside
+    assert set(content["policies"]) == {"best_fit", "learned", "timing"} | beside
     assert content["state_digest"] == state.digest()
     for name, answer in content["policies"].items():
         assert f"{name}: {answer['reason']}" in done.stdout
         assert all(move["verdict"] == "ALLOWED" for move in answer["moves"])
-    assert content["policies"]["switch"]["reason"].startswith(MEMBERS)  # who leads
 
 
 def test_what_is_given_wrong(run: Run, state: ClusterState) -> None:  # noqa: F811

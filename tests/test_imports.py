@@ -22,7 +22,7 @@ ENTRY_POINTS = {
     "cli_journal",
     "cli_operate",
     "cli_simulate",
-    "cli_switch",
+    "cli_leader",
     "cli_timing",
     "cli_tune",
     "demo",
@@ -30,7 +30,19 @@ ENTRY_POINTS = {
 LIBRARIES = {
     "envs": {"gymnasium", "numba", "numpy", "pydantic", "scipy", "yaml"},
     "policies": {"highspy", "numpy", "ortools", "pydantic", "safetensors", "scipy", "torch"},
-    "training": {"cmaes", "gymnasium", "matplotlib", "numba", "numpy", "pydantic", "ray", "rich", "torch", "yaml"},
+    "training": {
+        "cmaes",
+        "gymnasium",
+        "matplotlib",
+        "numba",
+        "numpy",
+        "pydantic",
+        "ray",
+        "rich",
+        "scipy",
+        "torch",
+        "yaml",
+    },
     "serving": {"fastapi", "httpx", "numpy", "psutil", "pydantic", "ray", "starlette", "torch"},
     "": {"numpy", "rich", "typer"},  # the modules of the package itself
 }

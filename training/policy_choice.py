@@ -10,7 +10,7 @@ from typing import Any
 from rayfold.envs.cluster import SchedulingStrategy
 from rayfold.envs.safety import Limits
 from rayfold.errors import InputError
-from rayfold.policies.by_name import BUNDLED, HEURISTICS, make_policy, shipped_bundle
+from rayfold.policies.by_name import HEURISTICS, make_policy, shipped_bundle
 from rayfold.policies.free_repacking import FreeRepacking
 from rayfold.policies.protocol import Policy
 from rayfold.policies.rollout import Rearranger
@@ -52,11 +52,12 @@ class PolicyChoice:
 
     def digest(self) -> str:
         """Hex SHA-256 of what decides how it acts, but for the code."""
-        base = self.rule.partition("(")[0]
+        base, is_folder = self.rule.partition("(")[0], "/" in self.rule or Path(self.rule).is_dir()
         content: dict[str, Any] = {"name": self.name, "tuned": dict(self.tuned.get(base, {}))}
+        if "+" in self.rule and not is_folder:
+            content["tuned"] = dict(self.tuned)  # of any of its members
         if base not in (*HEURISTICS, FreeRepacking.name):
-            folder = (self.bundle or shipped_bundle()) if self.rule in BUNDLED else Path(self.rule)
-            content["bundle"] = _folder_digest(folder)
+            content["bundle"] = _folder_digest(Path(self.rule) if is_folder else self.bundle or shipped_bundle())
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -3,7 +3,7 @@
 A policy search needs no gradient and no horizon: what counts is the bill of the whole episode. CMA-ES (Hansen 2016,
 arXiv:1604.00772; the library is ``cmaes``) draws rules around its mean; all rules of a generation are tried on the same
 episodes, one of each scenario, so that luck with the traffic cancels. Every second generation plays in worlds with
-other start-up times and prices (``switch_labels.vary``). A generation that is done is kept and replayed when the same
+other start-up times and prices (``worlds.vary``). A generation that is done is kept and replayed when the same
 command is given again.
 """
 
@@ -30,9 +30,9 @@ from rayfold.training.episode_result import run_episode
 from rayfold.training.provenance import command_line, git_commit
 from rayfold.training.ray_session import ray_session
 from rayfold.training.report import write_atomically
-from rayfold.training.switch_labels import vary
 from rayfold.training.unit_store import code_digest, scenario_digest
 from rayfold.training.workers import HERE, Workers, run_all
+from rayfold.training.worlds import vary
 
 __all__ = ["Search", "train_timing"]
 

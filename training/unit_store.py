@@ -30,7 +30,7 @@ _CODE = (
     "training/episode_result.py",
     "training/t*_record.py",
     "training/r*_record.py",
-    "training/switch_labels.py",
+    "training/worlds.py",
 )
 _PACKAGES = ("numpy", "numba", "torch")
 

@@ -15,15 +15,15 @@ from rayfold import (
     cli_evaluate,
     cli_explain,
     cli_journal,
+    cli_leader,
     cli_operate,
     cli_simulate,
-    cli_switch,
     cli_timing,
     cli_trace,
     cli_tune,
 )
 from rayfold.cli_options import SyntheticOption, TracesOption, names, traces_dir
-from rayfold.errors import RayfoldError
+from rayfold.errors import InputError, RayfoldError
 from rayfold.process_exit import end_process
 
 __all__ = ["app", "entry", "main"]
@@ -39,7 +39,7 @@ app.add_typer(cli_trace.app, name="trace")
 app.add_typer(cli_evaluate.app)  # without a name: its verbs are the root's
 app.add_typer(cli_simulate.app)  # without a name: its verbs are the root's
 app.add_typer(cli_tune.app)
-app.add_typer(cli_switch.app)
+app.add_typer(cli_leader.app)
 app.add_typer(cli_timing.app)
 app.add_typer(cli_explain.app)
 app.add_typer(cli_journal.app, name="journal")
@@ -50,6 +50,7 @@ _EXIT_INPUT, _EXIT_INTERRUPT = 2, 130
 
 @app.command()
 def train(
+    ctx: typer.Context,
     scenario: Annotated[str, typer.Option(help="Shipped names or YAML paths, comma-separated.")] = "llm_api",
     stop_minutes: Annotated[float | None, typer.Option(help="Wall time of this call.")] = None,
     stop_steps: Annotated[int | None, typer.Option(help="Environment steps of PPO.")] = None,
@@ -69,8 +70,13 @@ def train(
     num_env_runners: Annotated[int, typer.Option(help="0 = sample in this process.")] = 0,
     num_learners: Annotated[int, typer.Option(help="0 = learn in this process.")] = 0,
     num_gpus_per_learner: float = 0.0,
+    recipe: Annotated[
+        str, typer.Option(help="Make a whole bundle, stage by stage: 'shipped' or a YAML file; with --bundle.")
+    ] = "",
 ) -> None:
     """Train a policy offline and write its bundle."""
+    if recipe:
+        raise typer.Exit(_train_by_recipe(ctx, recipe, run_dir, bundle, traces, synthetic=synthetic))
     from rich.console import Console
 
     from rayfold.cli_checks import check_bundle_target, check_output
@@ -112,6 +118,30 @@ def train(
     console.print(f"bundle: {result.bundle_dir} ({result.chosen} weights)\ncheckpoint: {result.checkpoint}")
     if result.interrupted:
         raise typer.Exit(_EXIT_INTERRUPT)
+
+
+def _train_by_recipe(
+    ctx: typer.Context, recipe: str, run_dir: Path, bundle: Path | None, traces: Path | None, *, synthetic: bool
+) -> int:
+    from rayfold.cli_checks import check_bundle_target, check_output
+    from rayfold.training.recipe import load_recipe, run_recipe
+
+    given = {name for name in ctx.params if str(ctx.get_parameter_source(name)).endswith(".COMMANDLINE")}
+    if others := given - {"recipe", "run_dir", "bundle", "traces", "synthetic"}:
+        told = ", ".join(sorted("--" + name.replace("_", "-") for name in others))
+        raise InputError("--recipe", "no option that the recipe gives", told)
+    if bundle is None:
+        raise InputError("--recipe", "--bundle with the folder of the bundle to make", "none")
+    stages = load_recipe(recipe)
+    check_bundle_target(bundle)
+    check_output("--run-dir", run_dir / "train.done")
+    common = [*(["--traces", str(traces)] if traces else []), *(["--synthetic"] if synthetic else [])]
+
+    def invoke(arguments: list[str]) -> int:
+        typer.echo(f"rayfold {' '.join(arguments)}")
+        return int(app(arguments, standalone_mode=False) or 0)
+
+    return run_recipe(stages, run_dir, bundle, common, invoke)
 
 
 @app.command()

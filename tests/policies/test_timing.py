@@ -100,7 +100,7 @@ def test_a_bundle_keeps_it(tmp_path: Path) -> None:
     """What is written is read; ``learned`` of such a bundle is the timed planner; a bundle without one has none."""
     shipped = load_bundle(shipped_bundle())
     trained = TrainedTiming(timing=Timing(0.1, (-1.0, 0.25, 1e-9)), card=CARD)
-    save_bundle(tmp_path / "b", shipped.net, shipped.card, shipped.switch, trained)
+    save_bundle(tmp_path / "b", shipped.net, shipped.card, trained)
     assert load_bundle(tmp_path / "b").timing == trained
     policy = make_policy("learned", LIMITS, bundle=tmp_path / "b")
     assert isinstance(policy, TimedExact)
@@ -123,7 +123,7 @@ def test_a_bundle_keeps_it(tmp_path: Path) -> None:
 def test_a_damaged_file_is_refused(tmp_path: Path, change: dict[str, object], told: str) -> None:
     """One line that names the file."""
     shipped = load_bundle(shipped_bundle())
-    save_bundle(tmp_path / "b", shipped.net, shipped.card, None, TrainedTiming(timing=Timing(), card=CARD))
+    save_bundle(tmp_path / "b", shipped.net, shipped.card, TrainedTiming(timing=Timing(), card=CARD))
     file = tmp_path / "b" / "timing.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(InputError, match=told) as caught:
@@ -135,7 +135,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, change: dict[str, object], to
 def test_no_json_is_refused(tmp_path: Path) -> None:
     """Cut in the middle."""
     shipped = load_bundle(shipped_bundle())
-    save_bundle(tmp_path / "b", shipped.net, shipped.card, None, TrainedTiming(timing=Timing(), card=CARD))
+    save_bundle(tmp_path / "b", shipped.net, shipped.card, TrainedTiming(timing=Timing(), card=CARD))
     file = tmp_path / "b" / "timing.json"
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(InputError, match="JSON"):

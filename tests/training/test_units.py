@@ -116,6 +116,8 @@ def test_nothing_stale_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     choices = [
         *(PolicyChoice(name=name) for name in ("none", "best_fit", "best_fit@spread", "patient(wait_s=60)", "learned")),
         PolicyChoice(name="best_fit", tuned=tuned),
+        PolicyChoice(name="none+best_fit"),
+        PolicyChoice(name="none+best_fit", tuned=tuned),
     ]
     digests = [scenario_digest(s) for s in scenarios]
     keys = [unit_key(d, Split.TRAIN, choices[0], 1, is_recorded=False) for d in digests]

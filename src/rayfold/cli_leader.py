@@ -1,4 +1,4 @@
-"""``train-switch``: learn when the network of a bundle leads, and when a heuristic does."""
+"""``train-leader``: learn which policy leads in which kind of cluster."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,52 +12,52 @@ __all__ = ["app"]
 app = typer.Typer()
 
 
-@app.command("train-switch")
-def train_switch(
-    out: Annotated[Path, typer.Option(help="Folder of the bundle with the switch; may be --bundle itself.")],
+@app.command("train-leader")
+def train_leader(
+    out: Annotated[Path, typer.Option(help="Folder of the bundle with the leader; may be --bundle itself.")],
     scenario: Annotated[str, typer.Option(help="Shipped names or YAML paths, comma-separated.")] = "llm_api",
     episodes: Annotated[str, typer.Option(help="Of the training days: one number for all, or one each.")] = "20",
     horizon_h: Annotated[str, typer.Option(help="Length of an episode: one for all, or one each.")] = "12",
-    bundle: Annotated[Path | None, typer.Option(help="Gives the network; default: the shipped one.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the fit; episodes have the seeds from 0 on.")] = 0,
+    bundle: Annotated[Path | None, typer.Option(help="Gives network and timing; default: the shipped one.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the folds; episodes have the seeds from 0 on.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, as Ray tasks; 1 = this one, without Ray.")] = 1,
-    run_dir: Annotated[Path, typer.Option(help="What is labelled; the same command goes on where it stopped.")] = Path(
-        "runs/switch"
+    run_dir: Annotated[Path, typer.Option(help="What is done; the same command goes on where it stopped.")] = Path(
+        "runs/leader"
     ),
     traces: TracesOption = None,
     synthetic: SyntheticOption = False,
 ) -> None:
-    """Learn when to follow the network and when a heuristic: every one is tried from the same states."""
+    """Learn which policy leads in which kind of cluster: every one plays the same episodes of the training days."""
     from rich.console import Console
     from rich.progress import Progress
 
     from rayfold.cli_checks import check_bundle_target, check_output
     from rayfold.policies.bundle import load_bundle, save_bundle
     from rayfold.policies.by_name import shipped_bundle
-    from rayfold.policies.switch_net import SwitchConfig
-    from rayfold.training.switch_training import Lesson, train_switch
+    from rayfold.training.leader_training import CANDIDATES, Lesson, train_leader
     from rayfold.training.workers import Workers
 
     chosen = names(scenario)
     counts = [round(count) for count in one_each("--episodes", episodes, len(chosen))]
     hours = one_each("--horizon-h", horizon_h, len(chosen))
     check_bundle_target(out)
-    check_output("--run-dir", run_dir / "labels" / "any")
+    check_output("--run-dir", run_dir / "episodes" / "any")
     scenarios = shortened_scenarios(chosen, hours, traces, synthetic=synthetic)
     lessons = [Lesson(scenario=s, seeds=tuple(range(count))) for s, count in zip(scenarios, counts, strict=True)]
     base = load_bundle(bundle or shipped_bundle())
     console = Console()
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("labelling", total=sum(counts))
-        switch = train_switch(
+        task = progress.add_task("playing", total=sum(counts) * len(CANDIDATES))
+        trained = train_leader(
             lessons,
             base,
-            SwitchConfig(),
             run_dir,
             seed=seed,
             workers=Workers(jobs=jobs),
-            on_episode=lambda name, seed: progress.advance(task),
+            on_unit=lambda name, seed: progress.advance(task),
         )
-    save_bundle(out, base.net, base.card, switch, base.timing)
-    told = ", ".join(f"{name} {100 * value:+.2f} %" for name, value in switch.card.metrics.items() if name != "choices")
-    console.print(f"bundle: {out}\n{switch.card.choices} choices; bill against exact, on episodes left out: {told}")
+    save_bundle(out, base.net, base.card, base.timing, trained)
+    metrics = trained.card.metrics
+    told = ", ".join(f"{name} {100 * value:+.2f} %" for name, value in metrics.items() if "/" not in name)
+    against = f"{trained.card.episodes} episodes; bill against {trained.card.reference}, on those left out"
+    console.print(f"bundle: {out}\n{against}: {told}")

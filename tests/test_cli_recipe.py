@@ -1,0 +1,100 @@
+"""``rayfold train --recipe``: stages in order, done once, gone on with; and what is wrong is told at once."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rayfold.cli import app
+from rayfold.errors import InputError
+from rayfold.policies.bundle import load_bundle
+from rayfold.training.recipe import STAGES, load_recipe, run_recipe
+
+SMALL = """
+train: {scenario: smoke, stop-steps: 256, batch-steps: 128, num-envs: 4, evaluation-episodes: 1, warm-start: ""}
+train-leader: {scenario: smoke, episodes: 5, horizon-h: 1}
+train-timing: {scenario: smoke, generations: 1, population: 4, horizon-h: 1}
+"""
+
+
+def test_shipped_recipe_makes_every_part() -> None:
+    """It can be loaded, and has all stages."""
+    assert tuple(load_recipe("shipped")) == STAGES
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("train: {scenario: smoke}\nbake: {}", "bake"),
+        ("train-leader: {}", "no train"),
+        ("train: {run-dir: x}", "run-dir"),
+        ("train: [1]", "stages with their options"),
+        ("train: {", "stages with their options"),
+        ("", "stages with their options"),
+    ],
+)
+def test_what_is_no_recipe_is_told(tmp_path: Path, content: str, told: str) -> None:
+    """In one line, with the file."""
+    (tmp_path / "r.yaml").write_text(content)
+    with pytest.raises(InputError, match=told) as caught:
+        load_recipe(str(tmp_path / "r.yaml"))
+    assert "r.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--recipe", "no_such", "--bundle", "b"], "no_such"),
+        (["--recipe", "shipped"], "--bundle"),
+        (["--recipe", "shipped", "--bundle", "b", "--lr", "0.1"], "--lr"),
+    ],
+)
+def test_mistakes_are_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
+) -> None:
+    """Nothing is trained then."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["train", *arguments])
+    assert isinstance(result.exception, InputError)
+    assert told in str(result.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_stages_go_on_where_they_stopped(tmp_path: Path) -> None:
+    """What is done is not done again; a training with a checkpoint is resumed; the first failure ends it."""
+    ran: list[list[str]] = []
+    codes = [130, 0, 3, 0, 0]
+
+    def invoke(arguments: list[str]) -> int:
+        ran.append(arguments)
+        return codes[len(ran) - 1]
+
+    recipe = {"train-leader": {"episodes": 5}, "train-timing": {}, "train": {"seed": 1}}
+    (tmp_path / "r" / "train" / "checkpoints" / "000000000512").mkdir(parents=True)
+    results = [run_recipe(recipe, tmp_path / "r", tmp_path / "b", ["--synthetic"], invoke) for _ in range(4)]
+    assert results == [130, 3, 0, 0]
+    assert [call[0] for call in ran] == ["train", "train", "train-timing", "train-timing", "train-leader"]
+    assert ran[1][1:] == [
+        *("--seed", "1", "--run-dir", str(tmp_path / "r" / "train"), "--bundle", str(tmp_path / "b")),
+        *("--resume", "--synthetic"),
+    ]
+    assert ran[4][1:] == [
+        *("--episodes", "5", "--run-dir", str(tmp_path / "r" / "train-leader"), "--bundle", str(tmp_path / "b")),
+        *("--out", str(tmp_path / "b"), "--synthetic"),
+    ]
+
+
+@pytest.mark.learning
+def test_a_small_recipe_makes_a_bundle(tmp_path: Path) -> None:
+    """Network, timing and leader, each trained here."""
+    (tmp_path / "r.yaml").write_text(SMALL)
+    out = tmp_path / "b"
+    command = ["train", "--recipe", str(tmp_path / "r.yaml"), "--synthetic", "--bundle", str(out)]
+    result = CliRunner().invoke(app, [*command, "--run-dir", str(tmp_path / "runs")])
+    assert result.exit_code == 0, result.output
+    made = load_bundle(out)
+    assert made.card.scenarios == ("smoke",)
+    assert made.timing is not None
+    assert made.leader is not None
+    assert made.leader.card.episodes == 5

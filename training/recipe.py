@@ -1,0 +1,79 @@
+"""Recipes: the verbs that make a bundle, one after the other, with the options of a file."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from rayfold.errors import InputError
+
+__all__ = ["STAGES", "load_recipe", "run_recipe"]
+
+STAGES = ("train", "train-timing", "train-leader")  # in this order; the first makes the bundle, the others add to it
+_OURS = {"run-dir", "bundle", "out", "traces", "synthetic", "resume"}
+
+Recipe = Mapping[str, Mapping[str, str | int | float]]  # stage -> option without dashes -> value
+
+
+def load_recipe(name: str) -> Recipe:
+    """A shipped recipe, or one from a file.
+
+    Args:
+        name: ``shipped``, or the path of a YAML file.
+
+    Raises:
+        InputError: There is none, or it is none.
+    """
+    folder = Path(__file__).parent / "recipes"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text())
+        recipe = TypeAdapter(dict[str, dict[str, str | int | float]]).validate_python(content)
+    except OSError:
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise InputError("--recipe", f"one of {known}, or a YAML file", name) from None
+    except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as err:
+        raise InputError(str(path), "stages with their options", str(err).splitlines()[0]) from None
+    unknown = set(recipe) - set(STAGES)
+    if unknown or STAGES[0] not in recipe:
+        told = ", ".join(sorted(unknown)) or f"no {STAGES[0]}"
+        raise InputError(str(path), f"the stages {', '.join(STAGES)}, the first in any case", told)
+    for stage, options in recipe.items():
+        if taken := _OURS & set(options):
+            raise InputError(f"{path}: {stage}", "options without those of the caller", ", ".join(sorted(taken)))
+    return recipe
+
+
+def run_recipe(
+    recipe: Recipe, run_dir: Path, bundle: Path, common: list[str], invoke: Callable[[list[str]], int]
+) -> int:
+    """Runs what is not done yet; the same call goes on where it was interrupted.
+
+    Args:
+        recipe: See ``load_recipe``.
+        run_dir: Each stage has a folder in it, and a file ``STAGE.done`` once it is.
+        bundle: Is made, and then added to.
+        common: Options of every stage.
+        invoke: One verb of the command line with its options; gives the exit code.
+
+    Returns:
+        Exit code of the first stage that failed; 0 if none did.
+    """
+    for stage in (stage for stage in STAGES if stage in recipe):
+        done = run_dir / f"{stage}.done"
+        if done.exists():
+            continue
+        folder = run_dir / stage
+        options = [part for name, value in recipe[stage].items() for part in (f"--{name}", str(value))]
+        where = ["--run-dir", str(folder), "--bundle", str(bundle)]
+        if stage != STAGES[0]:
+            where += ["--out", str(bundle)]
+        elif any(folder.glob("checkpoints/[0-9]*")):
+            where.append("--resume")  # for as long again: the stop rule is of one call
+        code = invoke([stage, *options, *where, *common])
+        if code:
+            return code
+        done.parent.mkdir(parents=True, exist_ok=True)
+        done.touch()
+    return 0

@@ -1,0 +1,41 @@
+"""Worlds like a scenario, but with other start-up times and prices: what is learned must not hold in one only."""
+
+import dataclasses
+
+import numpy as np
+
+from rayfold.envs.cluster import Interval
+from rayfold.envs.scenario import Scenario
+
+__all__ = ["scaled", "vary"]
+
+
+def scaled(scenario: Scenario, *, startup: float = 1.0, prices: float = 1.0) -> Scenario:
+    """Another world.
+
+    Args:
+        scenario: Stays as it is.
+        startup: Times as long start-ups take.
+        prices: Times as much disruption and unserved demand cost.
+    """
+    spec, old = scenario.spec, scenario.spec.settings.prices
+    deployments = tuple(
+        dataclasses.replace(d, startup_s=Interval(d.startup_s.min_s * startup, d.startup_s.max_s * startup))
+        for d in spec.deployments
+    )
+    new = dataclasses.replace(
+        old, disruption_scale=old.disruption_scale * prices, unserved_factor=old.unserved_factor * prices
+    )
+    settings = dataclasses.replace(spec.settings, prices=new)
+    return dataclasses.replace(scenario, spec=dataclasses.replace(spec, deployments=deployments, settings=settings))
+
+
+def vary(scenario: Scenario, rng: np.random.Generator) -> Scenario:
+    """A world drawn at random.
+
+    In half of them start-ups take a half to three times as long; in half of them, drawn apart from that, disruption
+    and unserved demand have a quarter of their price or four times it.
+    """
+    startup = float(np.exp(rng.uniform(np.log(0.5), np.log(3.0)))) if rng.random() < 0.5 else 1.0
+    prices = float(rng.choice([0.25, 4.0])) if rng.random() < 0.5 else 1.0
+    return scaled(scenario, startup=startup, prices=prices)
