@@ -23,7 +23,7 @@ from rayfold.envs.node_autoscaler import add_node
 from rayfold.envs.placement import hold
 from rayfold.envs.safety import Limits
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
-from rayfold.policies.by_name import HEURISTICS, LEARNED, make_policy
+from rayfold.policies.by_name import HEURISTICS, LEARNED, NETWORK, make_policy
 from rayfold.training.report import write_json
 from tests.ray_oracle.clock import Clock
 from tests.ray_oracle.scheduler import packing, scheduler_of
@@ -85,7 +85,7 @@ def main() -> None:
     """One line per number of nodes and policy."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--nodes", default="10,100,300,1000")
-    parser.add_argument("--policies", default=",".join([RAYS_SCAN, *HEURISTICS, LEARNED]))
+    parser.add_argument("--policies", default=",".join([RAYS_SCAN, *HEURISTICS, LEARNED, NETWORK]))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     limits, rows = Limits(), []
