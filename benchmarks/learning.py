@@ -2,11 +2,11 @@
 
 ``python benchmarks/learning.py [--scenarios ...] [--seeds 8] [--search 2] [--jobs 2] [--json F]`` runs, on the same
 episodes, ``exact`` as tuned for the scenario (the reference of all figures) and with its defaults, the bundle's leader,
-the same without doubt, each of its members, the learned timing that leads in doubt, that timing without each of its
-features, a wait of 300 s for all, and, for the first ``--search`` seeds, parallel rollout in the twin with 1 and 4
-futures, which costs minutes per episode. Then leader, timing and ``exact`` again with disruption and unserved demand at
-a quarter of their price and at four times it, and with start-ups three times as long. Scenarios of traces need them in
-``$RAYFOLD_TRACES`` or ``./traces``.
+the same without doubt, each policy that it may choose, the learned timing without each of its features, a wait of 300 s
+for all, and, for the first ``--search`` seeds, parallel rollout in the twin with 1 and 4 futures, which costs minutes
+per episode. Then leader, timing and ``exact`` again with disruption and unserved demand at a quarter of their price and
+at four times it, and with start-ups three times as long. Scenarios of traces need them in ``$RAYFOLD_TRACES`` or
+``./traces``.
 """
 
 import argparse
@@ -86,7 +86,8 @@ def policies(scenario: Scenario, bundle: Path) -> dict[str, Callable[[], Policy]
 
 
 def _members(bundle: PolicyBundle) -> tuple[str, ...]:
-    return bundle.leader.leader.experience.members if bundle.leader is not None else ()
+    leader = bundle.leader
+    return (leader.card.reference, *leader.leader.experience.members) if leader is not None else ()
 
 
 def run(shared: tuple[dict[str, Scenario], Path], unit: Unit) -> dict[str, float]:

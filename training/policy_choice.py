@@ -53,10 +53,10 @@ class PolicyChoice:
     def digest(self) -> str:
         """Hex SHA-256 of what decides how it acts, but for the code."""
         base, is_folder = self.rule.partition("(")[0], "/" in self.rule or Path(self.rule).is_dir()
-        content: dict[str, Any] = {"name": self.name, "tuned": dict(self.tuned.get(base, {}))}
-        if "+" in self.rule and not is_folder:
-            content["tuned"] = dict(self.tuned)  # of any of its members
-        if base not in (*HEURISTICS, FreeRepacking.name):
+        is_chain = "+" in self.rule and not is_folder  # its members may be heuristics and parts of the bundle
+        tuned = self.tuned if is_chain else self.tuned.get(base, {})
+        content: dict[str, Any] = {"name": self.name, "tuned": dict(tuned)}
+        if is_chain or base not in (*HEURISTICS, FreeRepacking.name):
             content["bundle"] = _folder_digest(Path(self.rule) if is_folder else self.bundle or shipped_bundle())
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 

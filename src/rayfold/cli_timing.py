@@ -53,6 +53,6 @@ def train_timing(
 
         search = Search(generations=generations, population=population, seed=seed)
         trained = train_timing(scenarios, search, run_dir, workers=Workers(jobs=jobs), on_generation=told)
-    save_bundle(out, base.net, base.card, trained)
+    save_bundle(out, base.net, base.card, trained)  # without a leader: it has learned of the timing before
     worth = ", ".join(f"{name} {100 * value:+.2f} %" for name, value in trained.card.metrics.items())
     console.print(f"bundle: {out}\n{trained.timing}\nbill against exact, on other training episodes: {worth}")

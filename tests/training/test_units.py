@@ -127,10 +127,10 @@ def test_nothing_stale_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         unit_key(digests[0], Split.TRAIN, choices[0], 2, is_recorded=False),
         unit_key(digests[0], Split.TRAIN, choices[0], 1, is_recorded=True),
     ]
-    own = PolicyChoice(name="learned", bundle=copied)
-    before = own.digest()
+    own = [PolicyChoice(name=name, bundle=copied) for name in ("learned", "exact(quiet_s=75)+network")]
+    before = [choice.digest() for choice in own]
     (copied / "weights.safetensors").write_bytes(b"others")
-    assert own.digest() != before
+    assert all(choice.digest() != digest for choice, digest in zip(own, before, strict=True))
     monkeypatch.setattr(unit_store, "code_digest", lambda: "another")
     keys.append(unit_key(digests[0], Split.TRAIN, choices[0], 1, is_recorded=False))
     assert len(set(keys)) == len(keys)
