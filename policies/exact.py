@@ -32,11 +32,12 @@ _NO_ROOM = {Reason.NO_CAPACITY, Reason.NO_GPU_DEVICE, Reason.MAX_REPLICAS_PER_NO
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExactSettings:
-    """Of ``exact``. The last five bound its effort and are not tuned."""
+    """Of ``exact``. Shares lie within 0 to 1. The last five bound its effort and are not tuned."""
 
     look_ahead_s: float = between(3600.0, 300.0, 14400.0, is_log=True)  # for which an emptied node's price is saved
     min_saving_frac: float = between(0.1, 0.0, 0.9)  # of that price, by which an evacuation must pay to be begun
-    quiet_s: float = between(0.0, 0.0, 1800.0)  # without a new replica or node under way, before anything is begun
+    quiet_s: float = between(0.0, 0.0, 1800.0)  # without new replicas or nodes under way, before anything is begun
+    quiet_frac: float = between(0.0, 0.0, 0.1)  # of the running replicas, or of the nodes, may be new meanwhile
     max_moves: int = 64  # of a plan
     max_new_nodes: int = 2  # of each type, where limits allow any
     time_limit_s: float = 1.0  # of a plan
@@ -74,7 +75,7 @@ class Exact:
 
     def plan(self, state: ClusterState, rng: np.random.Generator) -> Plan:
         """What is left of evacuations that have been begun; if nothing is, the first moves of the best ones."""
-        if is_busy(state.arrays):
+        if is_busy(state.arrays, self.settings.quiet_frac):
             self._busy_s = state.now_s
         if self._steps:
             moves, is_valid = self._continued(state)
@@ -190,10 +191,19 @@ def solve_problem(
     )
 
 
-def is_busy(st: StateArrays) -> bool:
-    """Whether replicas that replace no other are waiting or starting, or nodes are booting."""
+def is_busy(st: StateArrays, quiet_frac: float = 0.0) -> bool:
+    """Whether more than a share of the replicas are new, and replace no other, or more than that of the nodes boot.
+
+    In a large cluster some always are.
+
+    Args:
+        st: State.
+        quiet_frac: The share, of running replicas and of nodes, up to which it is quiet.
+    """
     is_new = (st.replica_phase == ReplicaPhase.PENDING) | (st.replica_phase == ReplicaPhase.STARTING)
-    return bool((is_new & (st.replica_peer < 0)).any() or (st.node_phase == NodePhase.BOOTING).any())
+    num_new, num_running = (is_new & (st.replica_peer < 0)).sum(), (st.replica_phase == ReplicaPhase.RUNNING).sum()
+    num_booting, num_nodes = (st.node_phase == NodePhase.BOOTING).sum(), (st.node_phase != NodePhase.ABSENT).sum()
+    return bool(num_new > quiet_frac * num_running or num_booting > quiet_frac * num_nodes)
 
 
 def _allowed(state: ClusterState, moves: tuple[Move, ...], limits: Limits) -> tuple[Move, ...]:

@@ -1,7 +1,7 @@
 """Training of the leader (``policies/leader.py``): every candidate leads whole episodes of the training days.
 
-All of them play the same episodes, so that luck with the traffic cancels; two of three episodes are in worlds with
-other start-up times and prices (``worlds.vary``). The candidate that is best over all scenarios (the single best solver
+All of them play the same episodes, so that luck with the traffic cancels; two of three episodes are in other worlds
+(``worlds.vary``). The candidate that is best over all scenarios (the single best solver
 of algorithm selection) becomes the reference that leads in doubt. What is played is kept, candidate by candidate, and
 found again when the same command is given again. What leading is worth is told on episodes that were left out, and on
 scenarios that were.
@@ -39,8 +39,8 @@ from rayfold.training.worlds import vary
 
 __all__ = ["CANDIDATES", "FOLDS", "Lesson", "fit_leader", "train_leader"]
 
-_PLANNER = "exact(quiet_s=75,min_saving_frac=0.25)"
-CANDIDATES = ("timing", "network", "exact", _PLANNER, f"{_PLANNER}+network")
+_PLANNER = "exact(quiet_s=75,quiet_frac=0.02,min_saving_frac=0.25)"
+CANDIDATES = ("network", "exact", _PLANNER, f"{_PLANNER}+network")
 FOLDS = 5
 _BOUNDS = ((0.002, 0.2), (0.3, 10.0), (0.002, 0.2))  # of a kernel
 _PRIOR = Kernel(0.03, 2.0, 0.03)  # median of a log-normal each: few episodes of few scenarios fit anything

@@ -1,4 +1,4 @@
-"""Worlds like a scenario, but with other start-up times and prices: what is learned must not hold in one only."""
+"""Worlds like a scenario with other start-up times, prices and limits: what is learned must not hold in one only."""
 
 import dataclasses
 
@@ -33,9 +33,12 @@ def scaled(scenario: Scenario, *, startup: float = 1.0, prices: float = 1.0) -> 
 def vary(scenario: Scenario, rng: np.random.Generator) -> Scenario:
     """A world drawn at random.
 
-    In half of them start-ups take a half to three times as long; in half of them, drawn apart from that, disruption
-    and unserved demand have a quarter of their price or four times it.
+    In half of them start-ups take a half to three times as long; in half of them, each drawn apart, disruption and
+    unserved demand have a quarter of their price or four times it; and in half of them moves launch no nodes.
     """
     startup = float(np.exp(rng.uniform(np.log(0.5), np.log(3.0)))) if rng.random() < 0.5 else 1.0
     prices = float(rng.choice([0.25, 4.0])) if rng.random() < 0.5 else 1.0
-    return scaled(scenario, startup=startup, prices=prices)
+    world = scaled(scenario, startup=startup, prices=prices)
+    if rng.random() < 0.5:
+        return world
+    return dataclasses.replace(world, limits=world.limits._replace(allow_new_nodes=False))

@@ -147,6 +147,20 @@ def test_waits_for_quiet_before_it_begins() -> None:
     assert policy.plan(moving, rng()).reason == "go on with what has been begun"
 
 
+def test_some_new_replicas_and_nodes_are_quiet_enough() -> None:
+    """Two new replicas beside six running ones are a third; one booting node of five is a fifth."""
+    state = cluster(*[(0, (ONE,))] * 4)
+    for n in (0, 1):
+        add_replica(state, ONE, n)
+    st = state.arrays
+    new = [add_replica(state, ONE, n, phase=ReplicaPhase.STARTING) for n in (2, 3)]
+    assert (st.replica_phase == ReplicaPhase.RUNNING).sum() == 6
+    assert [is_busy(st, frac) for frac in (0.0, 0.33, 0.34)] == [True, True, False]
+    st.replica_phase[new] = ReplicaPhase.RUNNING
+    st.node_phase[4], st.node_type[4] = NodePhase.BOOTING, 0
+    assert [is_busy(st, frac) for frac in (0.0, 0.19, 0.2)] == [True, True, False]
+
+
 def test_a_problem_without_a_way_is_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same state again, the solver is not asked; any change of it, it is."""
     state = cluster((0, (ONE, ONE)), (0, (ONE, ONE)))

@@ -1,5 +1,7 @@
 """Worlds like a scenario."""
 
+import dataclasses
+
 import numpy as np
 
 from rayfold.envs.scenario import load_scenario
@@ -7,8 +9,9 @@ from rayfold.training.worlds import vary
 
 
 def test_worlds_vary_in_what_they_should() -> None:
-    """Start-ups and prices change, each in about half of the worlds; the rest of the cluster stays."""
+    """Start-ups, prices and whether moves launch nodes change, each in about half; the rest of the cluster stays."""
     scenario = load_scenario("smoke", None, synthetic=True)
+    scenario = dataclasses.replace(scenario, limits=scenario.limits._replace(allow_new_nodes=True))
     worlds = [vary(scenario, np.random.default_rng(seed)) for seed in range(200)]
     before = scenario.spec.deployments[0].startup_s
     factors = np.array([w.spec.deployments[0].startup_s.min_s / before.min_s for w in worlds])
@@ -18,4 +21,6 @@ def test_worlds_vary_in_what_they_should() -> None:
     assert factors.min() >= 0.5
     assert factors.max() <= 3.0
     assert set(scales) == {0.25, 1.0, 4.0}
-    assert all(w.spec.node_types == scenario.spec.node_types and w.limits == scenario.limits for w in worlds)
+    assert 0.35 < np.mean([w.limits.allow_new_nodes for w in worlds]) < 0.65
+    assert all(w.spec.node_types == scenario.spec.node_types for w in worlds)
+    assert all(w.limits._replace(allow_new_nodes=True) == scenario.limits for w in worlds)
