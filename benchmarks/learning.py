@@ -2,11 +2,10 @@
 
 ``python benchmarks/learning.py [--scenarios ...] [--seeds 8] [--search 2] [--jobs 2] [--json F]`` runs, on the same
 episodes, ``exact`` as tuned for the scenario (the reference of all figures) and with its defaults, the bundle's leader,
-the same without doubt, each policy that it may choose, the learned timing without each of its features, a wait of 300 s
-for all, and, for the first ``--search`` seeds, parallel rollout in the twin with 1 and 4 futures, which costs minutes
-per episode. Then leader, timing and ``exact`` again with disruption and unserved demand at a quarter of their price and
-at four times it, and with start-ups three times as long. Scenarios of traces need them in ``$RAYFOLD_TRACES`` or
-``./traces``.
+the same without doubt, each policy that it may choose, and, for the first ``--search`` seeds, parallel rollout in the
+twin with 1 and 4 futures, which costs minutes per episode. Then the leader and ``exact`` again with disruption and
+unserved demand at a quarter of their price and at four times it, and with start-ups three times as long. Scenarios of
+traces need them in ``$RAYFOLD_TRACES`` or ``./traces``.
 """
 
 import argparse
@@ -22,13 +21,12 @@ from typing import Any, NamedTuple
 from rayfold.envs.futures import fit_traffic
 from rayfold.envs.scenario import Scenario, Split, load_scenario
 from rayfold.policies.bundle import PolicyBundle, load_bundle
-from rayfold.policies.by_name import LEARNED, TIMING, policy_maker, shipped_bundle
+from rayfold.policies.by_name import LEARNED, policy_maker, shipped_bundle
 from rayfold.policies.exact import Exact, ExactSettings
 from rayfold.policies.leader import Leader
 from rayfold.policies.parallel_rollout import ParallelRollout, RolloutSettings
 from rayfold.policies.portfolio import MEMBERS, make_member
 from rayfold.policies.protocol import Policy
-from rayfold.policies.timing import BASE_S, FEATURES, TimedExact
 from rayfold.policies.tuned import tuned_settings
 from rayfold.training.bootstrap import mean_of, relative
 from rayfold.training.episode_result import run_episode
@@ -38,7 +36,7 @@ from rayfold.training.workers import Workers, run_all
 from rayfold.training.worlds import scaled
 
 SCENARIOS = "llm_api,llm_api_pack_groups,slow_start,low_scale,tight,fractional,spot"
-REFERENCE, DEFAULT, WAIT, NO_DOUBT = "exact, tuned", "exact", f"wait of {BASE_S:g} s", "learned, no doubt"
+REFERENCE, DEFAULT, NO_DOUBT = "exact, tuned", "exact", "learned, no doubt"
 WORLDS = {
     "as it is": {},
     "prices / 4": {"prices": 0.25},
@@ -61,21 +59,13 @@ def policies(scenario: Scenario, bundle: Path) -> dict[str, Callable[[], Policy]
     """How each variant is made."""
     found, limits = load_bundle(bundle), scenario.limits
     tuned = ExactSettings(**tuned_settings(scenario.name).get(Exact.name, {}))
-    made: dict[str, Callable[[], Policy]] = {
-        REFERENCE: partial(Exact, limits, tuned),
-        WAIT: partial(Exact, limits, ExactSettings(quiet_s=BASE_S)),
-    }
-    for name in dict.fromkeys([DEFAULT, LEARNED, TIMING, *_members(found)]):
+    made: dict[str, Callable[[], Policy]] = {REFERENCE: partial(Exact, limits, tuned)}
+    for name in dict.fromkeys([DEFAULT, LEARNED, *_members(found)]):
         made[name] = partial(policy_maker(name, bundle=found), limits)
     if found.leader is not None:
         bold = dataclasses.replace(found.leader, leader=Leader(found.leader.leader.experience, doubt=0.0))
         without_doubt = dataclasses.replace(found, leader=bold)
         made[NO_DOUBT] = partial(policy_maker(LEARNED, bundle=without_doubt), limits)
-    if found.timing is not None:
-        timing = found.timing.timing
-        for i, feature in enumerate(FEATURES):
-            weights = tuple(0.0 if k == i else w for k, w in enumerate(timing.weights))
-            made[f"{TIMING}, no {feature}"] = partial(TimedExact, dataclasses.replace(timing, weights=weights), limits)
     members = [partial(make_member, k, limits, found.net) for k in range(len(MEMBERS))]
 
     def search(num_futures: int) -> Policy:
@@ -100,10 +90,9 @@ def run(shared: tuple[dict[str, Scenario], Path], unit: Unit) -> dict[str, float
 
 def units_of(args: argparse.Namespace) -> list[Unit]:
     """Everything that is to be run."""
-    ablations = [f"{TIMING}, no {feature}" for feature in FEATURES]
     members = _members(load_bundle(args.bundle))
-    alone = list(dict.fromkeys([REFERENCE, DEFAULT, WAIT, LEARNED, NO_DOUBT, *members, TIMING, *ablations]))
-    in_other_worlds = (REFERENCE, DEFAULT, TIMING, LEARNED)
+    alone = list(dict.fromkeys([REFERENCE, DEFAULT, LEARNED, NO_DOUBT, *members]))
+    in_other_worlds = (REFERENCE, DEFAULT, LEARNED)
     units = []
     for scenario in args.scenarios.split(","):
         for seed in range(args.seeds):

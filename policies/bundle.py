@@ -26,7 +26,6 @@ from rayfold.envs.layout import (
 from rayfold.errors import InputError
 from rayfold.policies.leader_file import TrainedLeader, read_leader, write_leader
 from rayfold.policies.network import CompactionNet, NetworkConfig
-from rayfold.policies.timing_file import TrainedTiming, read_timing, write_timing
 from rayfold.policies.weights import one_line, packed, read_header, restore
 
 __all__ = ["FORMAT_VERSION", "PolicyBundle", "TrainingCard", "load_bundle", "save_bundle"]
@@ -56,8 +55,7 @@ class PolicyBundle:
 
     net: CompactionNet  # in eval mode, on the CPU
     card: TrainingCard
-    timing: TrainedTiming | None = None  # of the exact planner, which then leads; None = the network does
-    leader: TrainedLeader | None = None  # who leads where; None = see ``timing``
+    leader: TrainedLeader | None = None  # who leads where; None = the network does
 
 
 def _schema() -> dict[str, Any]:
@@ -74,7 +72,6 @@ def save_bundle(
     path: Path,
     net: CompactionNet,
     card: TrainingCard,
-    timing: TrainedTiming | None = None,
     leader: TrainedLeader | None = None,
 ) -> None:
     """Writes a bundle, all of it or nothing; an older bundle at ``path`` is replaced.
@@ -83,8 +80,7 @@ def save_bundle(
         path: The bundle's folder.
         net: Network with the weights to save.
         card: Where it comes from.
-        timing: When the exact planner begins; None = it does not lead.
-        leader: Who leads where; None = the planner, or the network where there is no timing.
+        leader: Who leads where; None = the network does.
 
     Raises:
         InputError: ``path`` is something else than a bundle.
@@ -105,8 +101,6 @@ def save_bundle(
         fresh.mkdir()
         (fresh / WEIGHTS).write_bytes(weights)
         (fresh / HEADER).write_text(json.dumps(header, indent=2) + "\n")
-        if timing is not None:
-            write_timing(fresh, timing)
         if leader is not None:
             write_leader(fresh, leader)
         if path.exists():
@@ -134,7 +128,7 @@ def load_bundle(path: Path) -> PolicyBundle:
         raise InputError(f"{header_path}: network", "dim a multiple of heads", f"{config.dim}, {config.heads}")
     net = CompactionNet(config)
     restore(net, path / WEIGHTS, checksum)
-    return PolicyBundle(net=net.eval(), card=card, timing=read_timing(path), leader=read_leader(path))
+    return PolicyBundle(net=net.eval(), card=card, leader=read_leader(path))
 
 
 def _read_header(path: Path) -> dict[str, Any]:

@@ -24,14 +24,12 @@ from rayfold.policies.patient import Patient, PatientSettings
 from rayfold.policies.protocol import Policy
 from rayfold.policies.ray_serve import RayServe
 from rayfold.policies.settings import NoSettings, parse_settings
-from rayfold.policies.timing import TimedExact
 
 __all__ = [
     "BUNDLED",
     "HEURISTICS",
     "LEARNED",
     "NETWORK",
-    "TIMING",
     "Heuristic",
     "make_policy",
     "policy_maker",
@@ -60,8 +58,8 @@ HEURISTICS: dict[str, Heuristic] = {
     "descheduler": Heuristic(Descheduler, DeschedulerSettings),
     "fragmentation": Heuristic(Fragmentation, FragmentationSettings),
 }
-LEARNED, NETWORK, GREEDY, TIMING = "learned", "network", "network_greedy", "timing"
-BUNDLED = (LEARNED, NETWORK, GREEDY, TIMING)  # what leads in a bundle, and its parts alone
+LEARNED, NETWORK, GREEDY = "learned", "network", "network_greedy"
+BUNDLED = (LEARNED, NETWORK, GREEDY)  # what leads in a bundle, and its parts alone
 _WITH_SETTINGS = re.compile(r"(?P<name>\w+)\((?P<settings>[^()]*)\)")
 _THEN = re.compile(r"\+(?![^()]*\))")  # not the sign of a number in settings
 
@@ -83,7 +81,7 @@ def policy_maker(
 
     Args:
         name: A heuristic, with settings of its own if wanted as ``patient(wait_s=120,spare_gpus=4)``; ``learned``, or
-            ``network``, ``network_greedy`` or ``timing`` for a part of the bundle alone; or the directory of a bundle.
+            ``network`` or ``network_greedy`` for its network alone; or the directory of a bundle.
             Several but for directories, joined by ``+``, are asked in turn, see ``Chained``.
         bundle: The bundle that these stand for, or its directory; the shipped bundle if None.
         tuned: Settings by name of heuristic, for those that are given without any; else its defaults.
@@ -124,11 +122,6 @@ def _bundled(name: str, found: PolicyBundle, num_candidates: int, where: str) ->
         names = (*leader.experience.members, found.leader.card.reference)
         *members, reference = (policy_maker(m, bundle=found, num_candidates=num_candidates, where=where) for m in names)
         return lambda limits: Led(leader, members, reference, limits)
-    if name in (LEARNED, TIMING) and found.timing is not None:
-        timing = found.timing.timing
-        return lambda limits: TimedExact(timing, limits, name=name)
-    if name == TIMING:
-        raise InputError(where, "a bundle with a timing (rayfold train-timing)", "one without")
     return lambda limits: LearnedPolicy(
         found.net, limits, greedy=name == GREEDY, num_candidates=num_candidates, name=name
     )

@@ -21,11 +21,11 @@ def state(tmp_path: Path) -> ClusterState:
 
 def test_every_policy_is_asked_the_same_state(run: Run, state: ClusterState, tmp_path: Path) -> None:  # noqa: F811
     """Each with its reason in the terminal and its moves by name in the JSON, the exact planner beside them."""
-    done = run("explain", "--state", "state.npz", "--policy", "best_fit,learned,timing", "--json", "o.json")
+    done = run("explain", "--state", "state.npz", "--policy", "best_fit,learned,network", "--json", "o.json")
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "o.json").read_text())
     beside = {"exact"} & set(HEURISTICS)
-    assert set(content["policies"]) == {"best_fit", "learned", "timing"} | beside
+    assert set(content["policies"]) == {"best_fit", "learned", "network"} | beside
     assert content["state_digest"] == state.digest()
     for name, answer in content["policies"].items():
         assert f"{name}: {answer['reason']}" in done.stdout

@@ -13,7 +13,6 @@ from rayfold.training.recipe import STAGES, load_recipe, run_recipe
 SMALL = """
 train: {scenario: smoke, stop-steps: 256, batch-steps: 128, num-envs: 4, evaluation-episodes: 1, warm-start: ""}
 train-leader: {scenario: smoke, episodes: 5, horizon-h: 1}
-train-timing: {scenario: smoke, generations: 1, population: 4, horizon-h: 1}
 """
 
 
@@ -64,22 +63,22 @@ def test_mistakes_are_told_at_once(
 def test_stages_go_on_where_they_stopped(tmp_path: Path) -> None:
     """What is done is not done again; a training with a checkpoint is resumed; the first failure ends it."""
     ran: list[list[str]] = []
-    codes = [130, 0, 3, 0, 0]
+    codes = [130, 0, 3, 0]
 
     def invoke(arguments: list[str]) -> int:
         ran.append(arguments)
         return codes[len(ran) - 1]
 
-    recipe = {"train-leader": {"episodes": 5}, "train-timing": {}, "train": {"seed": 1}}
+    recipe = {"train-leader": {"episodes": 5}, "train": {"seed": 1}}
     (tmp_path / "r" / "train" / "checkpoints" / "000000000512").mkdir(parents=True)
     results = [run_recipe(recipe, tmp_path / "r", tmp_path / "b", ["--synthetic"], invoke) for _ in range(4)]
     assert results == [130, 3, 0, 0]
-    assert [call[0] for call in ran] == ["train", "train", "train-timing", "train-timing", "train-leader"]
+    assert [call[0] for call in ran] == ["train", "train", "train-leader", "train-leader"]
     assert ran[1][1:] == [
         *("--seed", "1", "--run-dir", str(tmp_path / "r" / "train"), "--bundle", str(tmp_path / "b")),
         *("--resume", "--synthetic"),
     ]
-    assert ran[4][1:] == [
+    assert ran[3][1:] == [
         *("--episodes", "5", "--run-dir", str(tmp_path / "r" / "train-leader"), "--bundle", str(tmp_path / "b")),
         *("--out", str(tmp_path / "b"), "--synthetic"),
     ]
@@ -87,7 +86,7 @@ def test_stages_go_on_where_they_stopped(tmp_path: Path) -> None:
 
 @pytest.mark.learning
 def test_a_small_recipe_makes_a_bundle(tmp_path: Path) -> None:
-    """Network, timing and leader, each trained here."""
+    """Network and leader, each trained here."""
     (tmp_path / "r.yaml").write_text(SMALL)
     out = tmp_path / "b"
     command = ["train", "--recipe", str(tmp_path / "r.yaml"), "--synthetic", "--bundle", str(out)]
@@ -95,6 +94,5 @@ def test_a_small_recipe_makes_a_bundle(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     made = load_bundle(out)
     assert made.card.scenarios == ("smoke",)
-    assert made.timing is not None
     assert made.leader is not None
     assert made.leader.card.episodes == 5

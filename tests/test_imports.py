@@ -23,7 +23,6 @@ ENTRY_POINTS = {
     "cli_operate",
     "cli_simulate",
     "cli_leader",
-    "cli_timing",
     "cli_tune",
     "demo",
 }
@@ -31,7 +30,6 @@ LIBRARIES = {
     "envs": {"gymnasium", "numba", "numpy", "pydantic", "scipy", "yaml"},
     "policies": {"highspy", "numpy", "ortools", "pydantic", "safetensors", "scipy", "torch"},
     "training": {
-        "cmaes",
         "gymnasium",
         "matplotlib",
         "numba",

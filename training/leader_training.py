@@ -90,7 +90,7 @@ def train_leader(
 
     Args:
         lessons: What to learn from, on the training days.
-        bundle: Whose network and timing are among the candidates.
+        bundle: Whose network is among the candidates.
         run_dir: Its folder ``episodes`` holds what is done.
         candidates: Names as in ``by_name``, at least two.
         seed: Of the folds.
@@ -135,7 +135,7 @@ def _play_all(
     most = max(len(lesson.seeds) for lesson in lessons)
     episodes = [(x.scenario, x.seeds[i]) for i in range(most) for x in lessons if i < len(x.seeds)]
     units = [_Unit(scenario, seed, name) for scenario, seed in episodes for name in candidates]
-    base = hashlib.sha256(packed(bundle.net) + repr(bundle.timing).encode()).hexdigest()
+    base = hashlib.sha256(packed(bundle.net)).hexdigest()
     digests = {id(lesson.scenario): scenario_digest(lesson.scenario) for lesson in lessons}
     files = [folder / f"{_key(digests[id(u.scenario)], base, u.candidate, u.seed)}.json" for u in units]
     done = {i: seen for i, file in enumerate(files) if (seen := _load(file)) is not None}

@@ -10,7 +10,7 @@ from rayfold.errors import InputError
 
 __all__ = ["STAGES", "load_recipe", "run_recipe"]
 
-STAGES = ("train", "train-timing", "train-leader")  # in this order; the first makes the bundle, the others add to it
+STAGES = ("train", "train-leader")  # in this order; the first makes the bundle, the other adds to it
 _OURS = {"run-dir", "bundle", "out", "traces", "synthetic", "resume"}
 
 Recipe = Mapping[str, Mapping[str, str | int | float]]  # stage -> option without dashes -> value

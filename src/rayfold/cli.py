@@ -18,7 +18,6 @@ from rayfold import (
     cli_leader,
     cli_operate,
     cli_simulate,
-    cli_timing,
     cli_trace,
     cli_tune,
 )
@@ -40,7 +39,6 @@ app.add_typer(cli_evaluate.app)  # without a name: its verbs are the root's
 app.add_typer(cli_simulate.app)  # without a name: its verbs are the root's
 app.add_typer(cli_tune.app)
 app.add_typer(cli_leader.app)
-app.add_typer(cli_timing.app)
 app.add_typer(cli_explain.app)
 app.add_typer(cli_journal.app, name="journal")
 app.add_typer(cli_operate.app)

@@ -18,7 +18,7 @@ def train_leader(
     scenario: Annotated[str, typer.Option(help="Shipped names or YAML paths, comma-separated.")] = "llm_api",
     episodes: Annotated[str, typer.Option(help="Of the training days: one number for all, or one each.")] = "20",
     horizon_h: Annotated[str, typer.Option(help="Length of an episode: one for all, or one each.")] = "12",
-    bundle: Annotated[Path | None, typer.Option(help="Gives network and timing; default: the shipped one.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Gives the network; default: the shipped one.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the folds; episodes have the seeds from 0 on.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, as Ray tasks; 1 = this one, without Ray.")] = 1,
     run_dir: Annotated[Path, typer.Option(help="What is done; the same command goes on where it stopped.")] = Path(
@@ -56,7 +56,7 @@ def train_leader(
             workers=Workers(jobs=jobs),
             on_unit=lambda name, seed: progress.advance(task),
         )
-    save_bundle(out, base.net, base.card, base.timing, trained)
+    save_bundle(out, base.net, base.card, trained)
     metrics = trained.card.metrics
     told = ", ".join(f"{name} {100 * value:+.2f} %" for name, value in metrics.items() if "/" not in name)
     against = f"{trained.card.episodes} episodes; bill against {trained.card.reference}, on those left out"

@@ -10,7 +10,7 @@ from rayfold.envs.safety import Limits
 from rayfold.errors import InputError
 from rayfold.policies.best_fit import BestFit
 from rayfold.policies.bundle import load_bundle, save_bundle
-from rayfold.policies.by_name import BUNDLED, HEURISTICS, LEARNED, NETWORK, TIMING, make_policy, shipped_bundle
+from rayfold.policies.by_name import BUNDLED, HEURISTICS, LEARNED, NETWORK, make_policy, shipped_bundle
 from rayfold.policies.dearest_first import DearestFirst
 from rayfold.policies.descheduler import Descheduler
 from rayfold.policies.exact import Exact
@@ -24,7 +24,6 @@ from rayfold.policies.none import NoMoves
 from rayfold.policies.patient import Patient
 from rayfold.policies.protocol import Policy
 from rayfold.policies.ray_serve import RayServe
-from rayfold.policies.timing import TimedExact
 
 CLASSES = {
     "none": NoMoves,
@@ -84,22 +83,16 @@ def test_the_shipped_bundle_unless_another_is_given(other_bundle: Path) -> None:
 
 
 def test_parts_of_a_bundle_lead_alone(other_bundle: Path, tmp_path: Path) -> None:
-    """``learned`` is the leader if there is one, else the timing, else the network; what misses is told."""
+    """``learned`` is the leader if there is one, else the network."""
     shipped = load_bundle(shipped_bundle())
-    assert shipped.timing is not None
     assert isinstance(make_policy(LEARNED, Limits()), Led)
-    timed = make_policy(TIMING, Limits())
-    assert isinstance(timed, TimedExact)
-    assert (timed.timing, timed.name) == (shipped.timing.timing, TIMING)
     alone, greedy = make_policy(NETWORK, Limits()), make_policy("network_greedy", Limits())
     assert isinstance(alone, LearnedPolicy)
     assert isinstance(greedy, LearnedPolicy)
     assert (alone.greedy, greedy.greedy) == (False, True)
-    save_bundle(tmp_path / "b", shipped.net, shipped.card, shipped.timing)
-    assert isinstance(make_policy(LEARNED, Limits(), bundle=tmp_path / "b"), TimedExact)
+    save_bundle(tmp_path / "b", shipped.net, shipped.card)
+    assert isinstance(make_policy(LEARNED, Limits(), bundle=tmp_path / "b"), LearnedPolicy)
     assert isinstance(make_policy(LEARNED, Limits(), bundle=other_bundle), LearnedPolicy)
-    with pytest.raises(InputError, match="train-timing"):
-        make_policy(TIMING, Limits(), bundle=other_bundle)
 
 
 def test_directory_of_a_bundle_is_a_name(other_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def test_candidates_of_a_learned_policy(tmp_path: Path) -> None:
     """Likeliest first, one of them to wait, all that move allowed; none are listed unless they are asked for."""
     rng, bundle = np.random.default_rng(0), tmp_path / "network"
     shipped = load_bundle(shipped_bundle())
-    save_bundle(bundle, shipped.net, shipped.card)  # without timing and leader
+    save_bundle(bundle, shipped.net, shipped.card)  # without a leader
     waits = 0
     for seed in range(5):
         state = random_state(np.random.default_rng(seed))

@@ -16,7 +16,7 @@ from rayfold.training.episode_result import run_episode
 from rayfold.training.leader_training import FOLDS, Lesson, fit_leader, train_leader
 
 DIM = len(WORLD_FEATURES)
-CANDIDATES = ("none", "dearest_first", "timing")
+CANDIDATES = ("none", "dearest_first", "network")
 
 
 @pytest.fixture(scope="module")
@@ -132,5 +132,5 @@ def test_what_cannot_be_is_told_before_anything_is_played(tmp_path: Path, bundle
     with pytest.raises(InputError, match=f"at least {FOLDS}"):
         train_leader([Lesson(smoke(), (0,))], bundle, tmp_path)
     with pytest.raises(InputError, match="no_such"):
-        train_leader([Lesson(smoke(), tuple(range(FOLDS)))], bundle, tmp_path, candidates=("timing", "no_such"))
+        train_leader([Lesson(smoke(), tuple(range(FOLDS)))], bundle, tmp_path, candidates=("network", "no_such"))
     assert not list(tmp_path.iterdir())
