@@ -4,8 +4,9 @@
 episodes, ``exact`` as tuned for the scenario (the reference of all figures) and with its defaults, the bundle's leader,
 the same without doubt, each policy that it may choose, and, for the first ``--search`` seeds, parallel rollout in the
 twin with 1 and 4 futures, which costs minutes per episode. Then the leader and ``exact`` again with disruption and
-unserved demand at a quarter of their price and at four times it, and with start-ups three times as long. Scenarios of
-traces need them in ``$RAYFOLD_TRACES`` or ``./traces``.
+unserved demand at a quarter of their price and at four times it, and with start-ups three times as long; and leader and
+network where they see the state of the tick before, or no traffic. ``azfunc.yaml`` is traffic of another kind.
+Scenarios of traces need them in ``$RAYFOLD_TRACES`` or ``./traces``.
 """
 
 import argparse
@@ -18,10 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rayfold.envs.futures import fit_traffic
+from rayfold.envs.moves import Plan
 from rayfold.envs.scenario import Scenario, Split, load_scenario
+from rayfold.envs.state import ClusterState
 from rayfold.policies.bundle import PolicyBundle, load_bundle
-from rayfold.policies.by_name import LEARNED, policy_maker, shipped_bundle
+from rayfold.policies.by_name import LEARNED, NETWORK, policy_maker, shipped_bundle
 from rayfold.policies.exact import Exact, ExactSettings
 from rayfold.policies.leader import Leader
 from rayfold.policies.parallel_rollout import ParallelRollout, RolloutSettings
@@ -35,7 +40,8 @@ from rayfold.training.report import write_json
 from rayfold.training.workers import Workers, run_all
 from rayfold.training.worlds import scaled
 
-SCENARIOS = "llm_api,llm_api_pack_groups,slow_start,low_scale,tight,fractional,spot"
+AZFUNC = str(Path(__file__).parent / "azfunc.yaml")
+SCENARIOS = f"{AZFUNC},llm_api,llm_api_pack_groups,slow_start,low_scale,tight,fractional,spot"
 REFERENCE, DEFAULT, NO_DOUBT = "exact, tuned", "exact", "learned, no doubt"
 WORLDS = {
     "as it is": {},
@@ -43,6 +49,7 @@ WORLDS = {
     "prices x 4": {"prices": 4.0},
     "start-ups x 3": {"startup": 3.0},
 }
+STALE, BLIND = "a tick late", "no traffic seen"
 SHOWN = ("moves", "undone_moves", "unserved_request_s", "decision_ms_p99")
 
 
@@ -55,17 +62,48 @@ class Unit(NamedTuple):
     seed: int
 
 
+class Handicapped:
+    """A policy that sees less than there is.
+
+    Args:
+        policy: Who decides.
+        is_stale: It sees the state of the tick before; at first there is none, and nothing is done.
+        is_blind: It sees no ongoing requests.
+    """
+
+    def __init__(self, policy: Policy, *, is_stale: bool = False, is_blind: bool = False) -> None:
+        self._policy, self._is_stale, self._is_blind, self.name = policy, is_stale, is_blind, policy.name
+        self.reset()
+
+    def reset(self) -> None:
+        """Nothing has been seen."""
+        self._policy.reset()
+        self._before: ClusterState | None = None
+
+    def plan(self, state: ClusterState, rng: np.random.Generator) -> Plan:
+        """The policy's, for what it sees."""
+        seen = dataclasses.replace(state, arrays=state.arrays.copy())
+        if self._is_blind:
+            seen.arrays.deployment_ongoing[:] = seen.arrays.deployment_ongoing_slow[:] = 0.0
+        if self._is_stale:
+            seen, self._before = self._before, seen  # type: ignore[assignment]  # None at first
+        return self._policy.plan(seen, rng) if seen is not None else Plan(reason="nothing seen yet")
+
+
 def policies(scenario: Scenario, bundle: Path) -> dict[str, Callable[[], Policy]]:
     """How each variant is made."""
     found, limits = load_bundle(bundle), scenario.limits
     tuned = ExactSettings(**tuned_settings(scenario.name).get(Exact.name, {}))
     made: dict[str, Callable[[], Policy]] = {REFERENCE: partial(Exact, limits, tuned)}
-    for name in dict.fromkeys([DEFAULT, LEARNED, *_members(found)]):
+    for name in dict.fromkeys([DEFAULT, LEARNED, NETWORK, *_members(found)]):
         made[name] = partial(policy_maker(name, bundle=found), limits)
     if found.leader is not None:
         bold = dataclasses.replace(found.leader, leader=Leader(found.leader.leader.experience, doubt=0.0))
         without_doubt = dataclasses.replace(found, leader=bold)
         made[NO_DOUBT] = partial(policy_maker(LEARNED, bundle=without_doubt), limits)
+    for name in (LEARNED, NETWORK):
+        made[f"{name}, {STALE}"] = partial(_handicapped, made[name], is_stale=True)
+        made[f"{name}, {BLIND}"] = partial(_handicapped, made[name], is_blind=True)
     members = [partial(make_member, k, limits, found.net) for k in range(len(MEMBERS))]
 
     def search(num_futures: int) -> Policy:
@@ -73,6 +111,10 @@ def policies(scenario: Scenario, bundle: Path) -> dict[str, Callable[[], Policy]
         return ParallelRollout(members, limits, model, RolloutSettings(num_futures=num_futures))
 
     return {**made, **{f"rollout of {n}": partial(search, n) for n in (1, 4)}}
+
+
+def _handicapped(make: Callable[[], Policy], **how: bool) -> Policy:
+    return Handicapped(make(), **how)
 
 
 def _members(bundle: PolicyBundle) -> tuple[str, ...]:
@@ -91,7 +133,8 @@ def run(shared: tuple[dict[str, Scenario], Path], unit: Unit) -> dict[str, float
 def units_of(args: argparse.Namespace) -> list[Unit]:
     """Everything that is to be run."""
     members = _members(load_bundle(args.bundle))
-    alone = list(dict.fromkeys([REFERENCE, DEFAULT, LEARNED, NO_DOUBT, *members]))
+    alone = list(dict.fromkeys([REFERENCE, DEFAULT, LEARNED, NO_DOUBT, NETWORK, *members]))
+    handicapped = [f"{name}, {how}" for name in (LEARNED, NETWORK) for how in (STALE, BLIND)]
     in_other_worlds = (REFERENCE, DEFAULT, LEARNED)
     units = []
     for scenario in args.scenarios.split(","):
@@ -100,6 +143,7 @@ def units_of(args: argparse.Namespace) -> list[Unit]:
             if seed < args.search:
                 units += [Unit(scenario, "as it is", f"rollout of {n}", seed) for n in (1, 4)]
             if seed < args.world_seeds:
+                units += [Unit(scenario, "as it is", variant, seed) for variant in handicapped]
                 units += [Unit(scenario, w, v, seed) for w in list(WORLDS)[1:] for v in in_other_worlds]
     return units
 
@@ -114,7 +158,7 @@ def rows(done: dict[Unit, dict[str, float]]) -> list[dict[str, Any]]:
         bill = mean_of([m["total_usd"] for m in mine])
         against = relative(bill, mean_of([m["total_usd"] for m in theirs]))
         shown = {name: mean_of([m[name] for m in mine]).mean for name in SHOWN}
-        row = {"scenario": scenario, "world": world, "variant": variant, "seeds": len(seeds)}
+        row = {"scenario": Path(scenario).stem, "world": world, "variant": variant, "seeds": len(seeds)}
         out.append({**row, "total_usd": bill.mean, "against_tuned_exact": against.as_json(), **shown})
     return out
 
@@ -141,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenarios", default=SCENARIOS)
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--world-seeds", type=int, default=4, help="in the other worlds")
+    parser.add_argument("--world-seeds", type=int, default=4, help="in the other worlds, and of handicaps")
     parser.add_argument("--search", type=int, default=0, help="seeds on which parallel rollout runs too")
     parser.add_argument("--horizon-h", type=float, default=12.0, help="longest episode")
     parser.add_argument("--bundle", type=Path, default=shipped_bundle())

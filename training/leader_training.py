@@ -202,7 +202,8 @@ def _metrics(played: _Played, reference: int, rng: np.random.Generator) -> dict[
         out.update({part + name: float(led[rows].sum() / bills[reference] - 1.0) for part, led in parts.items()})
         out[f"best/{name}"] = float(bills.min() / bills[reference] - 1.0)
     means = {part: float(np.mean([out[part + name] for name in names])) for part in (*parts, "best/")}
-    return {**out, **{f"{part}mean": mean for part, mean in means.items()}}
+    out.update({f"{part}mean": mean for part, mean in means.items()})
+    return {name: round(value, 6) + 0.0 for name, value in out.items()}  # + 0.0: no -0.0
 
 
 def _led_bills(played: _Played, left_out: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
