@@ -120,7 +120,8 @@ def _bundled(name: str, found: PolicyBundle, num_candidates: int, where: str) ->
     if name == LEARNED and found.leader is not None:
         leader = found.leader.leader
         names = (*leader.experience.members, found.leader.card.reference)
-        *members, reference = (policy_maker(m, bundle=found, num_candidates=num_candidates, where=where) for m in names)
+        given = {"bundle": found, "num_candidates": num_candidates, "where": f"{where}: {LEARNED}"}
+        *members, reference = (policy_maker(member, **given) for member in names)  # type: ignore[arg-type]  # as they came
         return lambda limits: Led(leader, members, reference, limits)
     return lambda limits: LearnedPolicy(
         found.net, limits, greedy=name == GREEDY, num_candidates=num_candidates, name=name

@@ -1,5 +1,6 @@
 """A name gives the policy it stands for; what stands for none is told with the flag it came from."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -93,6 +94,16 @@ def test_parts_of_a_bundle_lead_alone(other_bundle: Path, tmp_path: Path) -> Non
     save_bundle(tmp_path / "b", shipped.net, shipped.card)
     assert isinstance(make_policy(LEARNED, Limits(), bundle=tmp_path / "b"), LearnedPolicy)
     assert isinstance(make_policy(LEARNED, Limits(), bundle=other_bundle), LearnedPolicy)
+
+
+def test_a_leader_of_another_version_is_told(other_bundle: Path) -> None:
+    """Its bundle names a policy that there is no more."""
+    shipped = load_bundle(shipped_bundle())
+    assert shipped.leader is not None
+    card = dataclasses.replace(shipped.leader.card, reference="gone")
+    save_bundle(other_bundle, shipped.net, shipped.card, dataclasses.replace(shipped.leader, card=card))
+    with pytest.raises(InputError, match=r"--policy: learned: expected one of none, .* got gone"):
+        make_policy(LEARNED, Limits(), bundle=other_bundle)
 
 
 def test_directory_of_a_bundle_is_a_name(other_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
