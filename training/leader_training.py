@@ -39,7 +39,7 @@ from rayfold.training.worlds import vary
 
 __all__ = ["CANDIDATES", "FOLDS", "Lesson", "fit_leader", "train_leader"]
 
-_PLANNER = "exact(quiet_s=75,quiet_frac=0.02,min_saving_frac=0.25)"
+_PLANNER = "exact(quiet_s=75,quiet_frac=0.01,min_saving_frac=0.25)"
 CANDIDATES = ("network", "exact", _PLANNER, f"{_PLANNER}+network")
 FOLDS = 5
 _BOUNDS = ((0.002, 0.2), (0.3, 10.0), (0.002, 0.2))  # of a kernel
