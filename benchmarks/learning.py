@@ -6,10 +6,12 @@ the same without doubt, each policy that it may choose, and, for the first ``--s
 twin with 1 and 4 futures, which costs minutes per episode. Then the leader and ``exact`` again with disruption and
 unserved demand at a quarter of their price and at four times it, and with start-ups three times as long; and leader and
 network where they see the state of the tick before, or no traffic. ``azfunc.yaml`` is traffic of another kind.
+Ctrl-C ends it, and what is done is told.
 Scenarios of traces need them in ``$RAYFOLD_TRACES`` or ``./traces``.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import sys
@@ -196,10 +198,12 @@ def main() -> None:
     loaded = {name: load_scenario(name, Path(traces)) for name in args.scenarios.split(",")}
     scenarios = {name: s.with_horizon(min(s.horizon_s, 3600.0 * args.horizon_h)) for name, s in loaded.items()}
     begun, done, units = time.monotonic(), dict[Unit, dict[str, float]](), units_of(args)
-    for unit, metrics in run_all(run, (scenarios, args.bundle), units, Workers(jobs=args.jobs)):
-        done[unit] = metrics
-        sys.stderr.write(f"\r{len(done)} of {len(units)} episodes, {time.monotonic() - begun:.0f} s ")
-    found = rows({unit: done[unit] for unit in units})
+    with contextlib.suppress(KeyboardInterrupt):  # what is done is told
+        for unit, metrics in run_all(run, (scenarios, args.bundle), units, Workers(jobs=args.jobs)):
+            done[unit] = metrics
+            sys.stderr.write(f"\r{len(done)} of {len(units)} episodes, {time.monotonic() - begun:.0f} s ")
+    references = {(unit.scenario, unit.world, unit.seed) for unit in done if unit.variant == REFERENCE}
+    found = rows({u: done[u] for u in units if u in done and (u.scenario, u.world, u.seed) in references})
     sys.stdout.write(f"\nCommit {git_commit()}, {time.monotonic() - begun:.0f} s\n\n{table(found)}")
     if args.json:
         write_json(args.json, {"rows": found})
