@@ -6,8 +6,7 @@ the same without doubt, each policy that it may choose, and, for the first ``--s
 twin with 1 and 4 futures, which costs minutes per episode. Then the leader and ``exact`` again with disruption and
 unserved demand at a quarter of their price and at four times it, and with start-ups three times as long; and leader and
 network where they see the state of the tick before, or no traffic. ``azfunc.yaml`` is traffic of another kind.
-Ctrl-C ends it, and what is done is told.
-Scenarios of traces need them in ``$RAYFOLD_TRACES`` or ``./traces``.
+Ctrl-C ends it, and what is done is told. Scenarios of traces need them in ``$RAYFOLD_TRACES`` or ``./traces``.
 """
 
 import argparse
@@ -87,9 +86,8 @@ class Handicapped:
         seen = dataclasses.replace(state, arrays=state.arrays.copy())
         if self._is_blind:
             seen.arrays.deployment_ongoing[:] = seen.arrays.deployment_ongoing_slow[:] = 0.0
-        if self._is_stale:
-            seen, self._before = self._before, seen  # type: ignore[assignment]  # None at first
-        return self._policy.plan(seen, rng) if seen is not None else Plan(reason="nothing seen yet")
+        shown, self._before = self._before if self._is_stale else seen, seen
+        return self._policy.plan(shown, rng) if shown is not None else Plan(reason="nothing seen yet")
 
 
 def policies(scenario: Scenario, bundle: Path) -> dict[str, Callable[[], Policy]]:

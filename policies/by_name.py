@@ -59,7 +59,7 @@ HEURISTICS: dict[str, Heuristic] = {
     "fragmentation": Heuristic(Fragmentation, FragmentationSettings),
 }
 LEARNED, NETWORK, GREEDY = "learned", "network", "network_greedy"
-BUNDLED = (LEARNED, NETWORK, GREEDY)  # what leads in a bundle, and its parts alone
+BUNDLED = (LEARNED, NETWORK, GREEDY)  # what leads in a bundle, and its network alone
 _WITH_SETTINGS = re.compile(r"(?P<name>\w+)\((?P<settings>[^()]*)\)")
 _THEN = re.compile(r"\+(?![^()]*\))")  # not the sign of a number in settings
 
@@ -120,8 +120,8 @@ def _bundled(name: str, found: PolicyBundle, num_candidates: int, where: str) ->
     if name == LEARNED and found.leader is not None:
         leader = found.leader.leader
         names = (*leader.experience.members, found.leader.card.reference)
-        given = {"bundle": found, "num_candidates": num_candidates, "where": f"{where}: {LEARNED}"}
-        *members, reference = (policy_maker(member, **given) for member in names)  # type: ignore[arg-type]  # as they came
+        told = f"{where}: {name}"
+        *members, reference = (policy_maker(m, bundle=found, num_candidates=num_candidates, where=told) for m in names)
         return lambda limits: Led(leader, members, reference, limits)
     return lambda limits: LearnedPolicy(
         found.net, limits, greedy=name == GREEDY, num_candidates=num_candidates, name=name

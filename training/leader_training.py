@@ -1,10 +1,9 @@
 """Training of the leader (``policies/leader.py``): every candidate leads whole episodes of the training days.
 
 All of them play the same episodes, so that luck with the traffic cancels; two of three episodes are in other worlds
-(``worlds.vary``). The candidate that is best over all scenarios (the single best solver
-of algorithm selection) becomes the reference that leads in doubt. What is played is kept, candidate by candidate, and
-found again when the same command is given again. What leading is worth is told on episodes that were left out, and on
-scenarios that were.
+(``worlds.vary``). The candidate that is best over all scenarios (the single best solver of algorithm selection) becomes
+the reference that leads in doubt. What is played is kept, candidate by candidate, and found again when the same command
+is given again. What leading is worth is told on episodes that were left out, and on scenarios that were.
 """
 
 import datetime
