@@ -1,11 +1,16 @@
 """``train-leader``: learn which policy leads in which kind of cluster."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rayfold.cli_options import SyntheticOption, TracesOption, names, one_each, shortened_scenarios
+from rayfold.cli_options import SyntheticOption, TracesOption, names, traces_dir
+from rayfold.errors import InputError
+
+if TYPE_CHECKING:
+    from rayfold.envs.scenario import Scenario
 
 __all__ = ["app"]
 
@@ -38,11 +43,11 @@ def train_leader(
     from rayfold.training.workers import Workers
 
     chosen = names(scenario)
-    counts = [round(count) for count in one_each("--episodes", episodes, len(chosen))]
-    hours = one_each("--horizon-h", horizon_h, len(chosen))
+    counts = [round(count) for count in _one_each("--episodes", episodes, len(chosen))]
+    hours = _one_each("--horizon-h", horizon_h, len(chosen))
     check_bundle_target(out)
     check_output("--run-dir", run_dir / "episodes" / "any")
-    scenarios = shortened_scenarios(chosen, hours, traces, synthetic=synthetic)
+    scenarios = _shortened_scenarios(chosen, hours, traces, synthetic=synthetic)
     lessons = [Lesson(scenario=s, seeds=tuple(range(count))) for s, count in zip(scenarios, counts, strict=True)]
     base = load_bundle(bundle or shipped_bundle())
     console = Console()
@@ -61,3 +66,37 @@ def train_leader(
     told = ", ".join(f"{name} {100 * value:+.2f} %" for name, value in metrics.items() if "/" not in name)
     against = f"{trained.card.episodes} episodes; bill against {trained.card.reference}, on those left out"
     console.print(f"bundle: {out}\n{against}: {told}")
+
+
+def _one_each(flag: str, text: str, count: int) -> list[float]:
+    """``count`` numbers of at least 1, or one number for all.
+
+    Raises:
+        InputError: Anything else.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(flag, "numbers separated by commas", text) from None
+    if len(values) not in (1, count) or not all(value >= 1.0 for value in values):
+        raise InputError(flag, f"one number of at least 1, or {count}", text)
+    return values * count if len(values) == 1 else values
+
+
+def _shortened_scenarios(
+    chosen: Sequence[str], hours: Sequence[float], traces: Path | None, *, synthetic: bool
+) -> "list[Scenario]":
+    """Scenarios to train on, each no longer than its number of hours.
+
+    Raises:
+        InputError: One cannot be loaded, or a number of hours cannot be.
+    """
+    from rayfold.cli_checks import check_horizon
+    from rayfold.envs.scenario import load_scenario
+
+    loaded = []
+    for name, hour in zip(chosen, hours, strict=True):
+        check_horizon(hour)
+        scenario = load_scenario(name, traces_dir(traces), synthetic=synthetic)
+        loaded.append(scenario.with_horizon(min(scenario.horizon_s, hour * 3600.0)))
+    return loaded
