@@ -23,7 +23,7 @@ LIMITS = Limits(max_concurrent_moves=8, deployment_cooldown_s=0.0)
 REUSE = LIMITS._replace(fence_s=0.0)  # for exact: it uses the room that moves leave only where nothing fences it
 # A node is worth any number of moves here, and moves take no time.
 SETTINGS = {
-    "exact": "exact(look_ahead_s=14400,min_saving_frac=0,max_moves=1000000,time_limit_s=300)",
+    "exact": "exact(look_ahead_s=14400,min_saving_frac=0,max_moves=1000000,max_effort=1e9,time_limit_s=300)",
     "patient": "patient(wait_s=0,max_nodes=4)",
 }
 POLICIES = tuple(name for name in HEURISTICS if name != "ray_serve")  # it waits between moves

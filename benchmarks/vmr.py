@@ -36,7 +36,8 @@ LIMITS = Limits(max_concurrent_moves=1000, deployment_cooldown_s=0.0)
 REUSE = LIMITS._replace(fence_s=0.0)  # for exact: it uses the room that moves leave only where nothing fences it
 # A machine is worth any number of moves here, and no time passes in which a rule could wait.
 SETTINGS = {
-    "exact": "exact(look_ahead_s=14400,min_saving_frac=0,max_moves={moves},time_limit_s=60,gap_frac=0.01)",
+    "exact": "exact(look_ahead_s=14400,min_saving_frac=0,max_moves={moves},"
+    "max_effort=1e9,time_limit_s=60,gap_frac=0.01)",
     "patient": "patient(wait_s=0,max_nodes=4)",
 }
 

@@ -32,7 +32,7 @@ _NO_ROOM = {Reason.NO_CAPACITY, Reason.NO_GPU_DEVICE, Reason.MAX_REPLICAS_PER_NO
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExactSettings:
-    """Of ``exact``. Shares lie within 0 to 1. The last five bound its effort and are not tuned."""
+    """Of ``exact``. Shares lie within 0 to 1. The last six bound its effort and are not tuned."""
 
     look_ahead_s: float = between(3600.0, 300.0, 14400.0, is_log=True)  # for which an emptied node's price is saved
     min_saving_frac: float = between(0.1, 0.0, 0.9)  # of that price, by which an evacuation must pay to be begun
@@ -40,7 +40,8 @@ class ExactSettings:
     quiet_frac: float = between(0.0, 0.0, 0.1)  # of the running replicas, or of the nodes, may be new meanwhile
     max_moves: int = 64  # of a plan
     max_new_nodes: int = 2  # of each type, where limits allow any
-    time_limit_s: float = 1.0  # of a plan
+    max_effort: float = 50_000.0  # of a plan's search, see ``mip``: about a second and a half
+    time_limit_s: float = 4.0  # of it too, where the machine is too slow for that; answers differ by machine then
     gap_frac: float = 1e-4  # ends the search: distance from the bound
     max_bins: int = 300  # nodes that are solved as a whole; beyond, neighbourhoods of a tenth of this many, at least 8
 
@@ -178,16 +179,17 @@ def solve_problem(
     state: ClusterState, limits: Limits, problem: CountProblem, settings: ExactSettings, rng: np.random.Generator
 ) -> Solved:
     """Solves it as a whole, or by neighbourhoods where it is large; never worse than best fit."""
-    start = start_counts(state, limits, problem)
-    if len(problem.node) <= settings.max_bins:
-        return solve_counts(problem, start, time_limit_s=settings.time_limit_s, gap_frac=settings.gap_frac)
+    start, s = start_counts(state, limits, problem), settings
+    if len(problem.node) <= s.max_bins:
+        return solve_counts(problem, start, time_limit_s=s.time_limit_s, max_effort=s.max_effort, gap_frac=s.gap_frac)
     return search_counts(
         problem,
         start,
         rng,
-        num_bins=max(8, settings.max_bins // 10),
-        time_limit_s=settings.time_limit_s,
-        gap_frac=settings.gap_frac,
+        num_bins=max(8, s.max_bins // 10),
+        time_limit_s=s.time_limit_s,
+        max_effort=s.max_effort,
+        gap_frac=s.gap_frac,
     )
 
 

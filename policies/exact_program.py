@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rayfold.envs.devices import EPS
 from rayfold.policies.exact_model import CountProblem
-from rayfold.policies.mip import Mip, Term
+from rayfold.policies.mip import INFINITY, Mip, Term
 
 __all__ = ["Counts", "Solved", "no_moves", "solve_counts", "value_usd"]
 
@@ -36,6 +36,7 @@ class Solved(NamedTuple):
     value_usd: float  # of them
     bound_usd: float  # no counts are worth more
     is_optimal: bool
+    effort: int = 0  # of the search, see ``mip``
 
     @property
     def gap_frac(self) -> float:
@@ -73,6 +74,7 @@ def solve_counts(
     start: Counts,
     *,
     time_limit_s: float,
+    max_effort: float = INFINITY,
     gap_frac: float = 1e-4,
     bins: NDArray[np.int64] | None = None,
 ) -> Solved:
@@ -82,6 +84,7 @@ def solve_counts(
         problem: What there is to decide.
         start: Feasible counts, which the result is not worse than.
         time_limit_s: For the search.
+        max_effort: Of it; see ``Mip.solve``.
         gap_frac: Ends it; see ``Mip.solve``.
         bins: May change; the others stay as in ``start``, and the bound holds for this choice only. None = all.
     """
@@ -91,17 +94,17 @@ def solve_counts(
     for c in columns:
         _add_rows_of_bin(mip, problem, c)
     _add_common_rows(mip, problem, start, columns)
-    result = mip.solve(time_limit_s=time_limit_s, gap_frac=gap_frac)
+    result = mip.solve(time_limit_s=time_limit_s, max_effort=max_effort, gap_frac=gap_frac)
     before = value_usd(problem, start)
     fixed = before - value_usd(problem, _only(start, chosen))
     if result.values is None:
-        return Solved(start, before, max(before, fixed - result.bound), False)
+        return Solved(start, before, max(before, fixed - result.bound), False, result.effort)
     counts = _read(result.values, start, columns, problem)
     value = value_usd(problem, counts)
     bound = max(value, fixed - result.bound)
     if value < before:
-        return Solved(start, before, max(before, bound), False)
-    return Solved(counts, value, bound, result.is_optimal)
+        return Solved(start, before, max(before, bound), False, result.effort)
+    return Solved(counts, value, bound, result.is_optimal, result.effort)
 
 
 def _only(counts: Counts, bins: NDArray[np.int64]) -> Counts:

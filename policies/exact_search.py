@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from rayfold.policies.exact_model import CountProblem
 from rayfold.policies.exact_program import Counts, Solved, solve_counts, value_usd
+from rayfold.policies.mip import INFINITY
 
 __all__ = ["search_counts", "upper_bound_usd"]
 
-_SOLVE_S = 2.0  # at most, for one neighbourhood
+_BUILD_EFFORT = 500  # of writing down one neighbourhood, which takes as long as so much search
 
 
 def search_counts(
@@ -25,6 +26,7 @@ def search_counts(
     *,
     num_bins: int,
     time_limit_s: float,
+    max_effort: float = INFINITY,
     max_stale: int = 30,
     gap_frac: float = 1e-4,
     clock: Callable[[], float] = time.perf_counter,
@@ -37,6 +39,7 @@ def search_counts(
         rng: Draws the neighbourhoods.
         num_bins: In one of them.
         time_limit_s: For the whole search.
+        max_effort: For the whole search too, at the same point on every machine; see ``Mip.solve``.
         max_stale: Ends it: neighbourhoods without a gain, after the first round.
         gap_frac: Ends a neighbourhood's solve, and the search.
         clock: Measures the time.
@@ -44,15 +47,16 @@ def search_counts(
     end_s = clock() + time_limit_s
     best, value, bound = start, value_usd(problem, start), upper_bound_usd(problem)
     first = _chunks(rng.permutation(len(problem.node)), num_bins)
-    stale = 0
-    while clock() < end_s and stale < max_stale and value < bound * (1.0 - gap_frac):
+    stale, effort = 0, 0
+    while clock() < end_s and effort < max_effort and stale < max_stale and value < bound * (1.0 - gap_frac):
         bins = first.pop() if first else _neighbourhood(problem, best, rng, num_bins)
-        left_s = min(_SOLVE_S, max(0.05, end_s - clock()))
-        solved = solve_counts(problem, best, time_limit_s=left_s, gap_frac=gap_frac, bins=bins)
+        left_s, left = max(0.05, end_s - clock()), max_effort - effort
+        solved = solve_counts(problem, best, time_limit_s=left_s, max_effort=left, gap_frac=gap_frac, bins=bins)
+        effort += solved.effort + _BUILD_EFFORT
         is_gain = solved.value_usd > value + 1e-9
         stale = 0 if is_gain or first else stale + 1
         best, value = solved.counts, solved.value_usd
-    return Solved(best, value, max(value, bound), value >= bound * (1.0 - gap_frac))
+    return Solved(best, value, max(value, bound), value >= bound * (1.0 - gap_frac), effort)
 
 
 def upper_bound_usd(problem: CountProblem) -> float:

@@ -1,11 +1,13 @@
 """A mixed-integer program, written column by column and solved by HiGHS.
 
 HiGHS (https://highs.dev, MIT; ``highspy`` 1.16) is used directly, since scipy's ``milp`` takes no starting point. One
-thread and a fixed seed: a solve that ends before its time limit gives the same answer every time.
+thread and a fixed seed: a solve that ends before its time limit gives the same answer every time. To end one on every
+machine at the same point its effort is limited, in the times that HiGHS asks whether to go on, which it does at set
+points of its search, times columns: with 16 to 1752 columns that is some 35,000 a second on the machine it was seen on.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import highspy
 import numpy as np
@@ -26,6 +28,7 @@ class MipResult(NamedTuple):
     objective: float  # of the values, inf if there are none
     bound: float  # no solution is below it
     is_optimal: bool  # proven within the gap asked for
+    effort: int  # that it took
 
 
 class Mip:
@@ -68,15 +71,16 @@ class Mip:
         self._row_low.append(low)
         self._row_high.append(high)
 
-    def solve(self, *, time_limit_s: float, gap_frac: float = 1e-4) -> MipResult:
+    def solve(self, *, time_limit_s: float, max_effort: float = INFINITY, gap_frac: float = 1e-4) -> MipResult:
         """Solves it.
 
         Args:
             time_limit_s: Ends the search, with the best solution found until then.
+            max_effort: Ends it too, at the same point on every machine; see above.
             gap_frac: Ends it too: distance of solution and bound, as share of the solution.
         """
         if not self._cost:
-            return MipResult(np.zeros(0), 0.0, 0.0, True)
+            return MipResult(np.zeros(0), 0.0, 0.0, True, 0)
         solver = highspy._core._Highs()  # highspy.Highs adds callbacks, and prints a banner to do so
         options = {"output_flag": False, "threads": 1, "random_seed": _SEED, "mip_rel_gap": gap_frac}
         for name, value in {**options, "time_limit": time_limit_s}.items():
@@ -85,13 +89,22 @@ class Mip:
         if self._start:
             columns = np.fromiter(self._start, np.int32, len(self._start))
             solver.setSolution(len(columns), columns, np.fromiter(self._start.values(), np.float64, len(columns)))
+        effort = 0
+
+        def may_go_on(kind: Any, message: str, seen: Any, answer: Any, unused: object) -> None:
+            nonlocal effort
+            effort += len(self._cost)
+            answer.user_interrupt = effort > max_effort
+
+        solver.setCallback(may_go_on, None)
+        solver.startCallback(highspy.cb.HighsCallbackType.kCallbackMipInterrupt)
         solver.run()
         info, status = solver.getInfo(), solver.getModelStatus()
         is_optimal = status == highspy.HighsModelStatus.kOptimal
         if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
-            return MipResult(None, np.inf, float(info.mip_dual_bound), False)
+            return MipResult(None, np.inf, float(info.mip_dual_bound), False, effort)
         values = np.array(solver.getSolution().col_value, np.float64).round()
-        return MipResult(values, float(info.objective_function_value), float(info.mip_dual_bound), is_optimal)
+        return MipResult(values, float(info.objective_function_value), float(info.mip_dual_bound), is_optimal, effort)
 
     def _lp(self) -> highspy.HighsLp:
         lp = highspy.HighsLp()

@@ -26,6 +26,7 @@ from tests.policies.test_exact_program import FIXED, LIMITS, ONE, TWO, cluster
 from tests.policies.test_vmr_optimum import random_snapshot
 
 EAGER = ExactSettings(min_saving_frac=0.0)
+THOROUGH = replace(EAGER, look_ahead_s=14400.0, max_moves=1000, max_effort=1e9, time_limit_s=60.0)
 
 
 def rng() -> np.random.Generator:
@@ -235,7 +236,7 @@ def test_a_planted_solution_that_does_not_fit_is_cut() -> None:
 def test_reaches_the_known_optimum(sizes: tuple[int, ...]) -> None:
     """The closed form, which best fit does not reach for the awkward sizes; with fences it comes near it."""
     limits = Limits(max_concurrent_moves=8, deployment_cooldown_s=0.0, fence_s=0.0)
-    settings = ExactSettings(min_saving_frac=0.0, look_ahead_s=14400.0, max_moves=1000, time_limit_s=60.0)
+    settings = THOROUGH
     for seed in range(2):
         state, optimum = known_optimum(30, np.random.default_rng(seed), sizes)
         end = consolidate(Exact(limits, settings), state, limits, rng())
@@ -245,7 +246,7 @@ def test_reaches_the_known_optimum(sizes: tuple[int, ...]) -> None:
 def test_large_clusters_by_neighbourhoods() -> None:
     """With at most 10 bins solved as a whole, 40 nodes still come to the optimum or one above it."""
     limits = Limits(max_concurrent_moves=8, deployment_cooldown_s=0.0, fence_s=0.0)
-    settings = ExactSettings(min_saving_frac=0.0, look_ahead_s=14400.0, max_moves=1000, time_limit_s=60.0, max_bins=10)
+    settings = replace(THOROUGH, max_bins=10)
     state, optimum = known_optimum(40, np.random.default_rng(0), MIXED)
     problem = make_problem(state, limits, settings)
     solved = solve_problem(state, limits, problem, settings, rng())
