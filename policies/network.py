@@ -32,6 +32,8 @@ class NetworkConfig:
     heads: int = 4  # divides dim
     layers: int = 1  # attention blocks
     noop_bias: float = 2.0  # log-odds of NOOP against all that is allowed, before training
+    evacuates: bool = True  # may choose to evacuate a node, beside single moves
+    unseen: tuple[str, ...] = ()  # deployment features that it reads as 0
 
 
 class Encoding(NamedTuple):
@@ -113,6 +115,7 @@ class CompactionNet(nn.Module):
     def __init__(self, config: NetworkConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or NetworkConfig()
+        self._unseen = [DEPLOYMENT_FEATURES.index(name) for name in config.unseen]
         dim = config.dim
         self.node_in = _mlp(len(NODE_FEATURES), dim, dim)
         self.deployment_in = _mlp(len(DEPLOYMENT_FEATURES), dim, dim)
@@ -152,7 +155,7 @@ class CompactionNet(nn.Module):
         """
         node_present = obs["nodes"][..., PRESENT] > 0
         deployment_present = obs["deployments"][..., PRESENT] > 0
-        nodes, deployments = self.node_in(obs["nodes"]), self.deployment_in(obs["deployments"])
+        nodes, deployments = self.node_in(obs["nodes"]), self.deployment_in(self._seen(obs["deployments"]))
         weight = torch.log1p(obs["occupancy"])  # (B, N, D)
         share = weight / weight.sum(1, keepdim=True).clamp(min=1.0)
         nodes, deployments = (
@@ -171,6 +174,11 @@ class CompactionNet(nn.Module):
         mean = (nodes * counted).sum(1) / counted.sum(1).clamp(min=1.0)
         return Encoding(nodes, deployments, node_types, torch.cat([first.squeeze(1), mean], -1))
 
+    def _seen(self, deployments: Tensor) -> Tensor:
+        if not self._unseen:
+            return deployments
+        return deployments.index_fill(-1, torch.tensor(self._unseen, device=deployments.device), 0.0)
+
     def source_logits(self, obs: Obs, encoding: Encoding) -> Tensor:
         """First stage, masked: ``(B, 1 + N * D + N)``, index 0 is NOOP."""
         nodes, deployments, _, pooled = encoding
@@ -180,6 +188,8 @@ class CompactionNet(nn.Module):
         scores = scores + self.source_deployment_bias(deployments).transpose(1, 2)
         allowed = source_mask(obs)
         evacuate, may_evacuate = self.evacuate(nodes).squeeze(-1), obs["evacuate_mask"] > 0
+        if not self.config.evacuates:
+            may_evacuate = torch.zeros_like(may_evacuate)
         # Measured against all choices together: an untrained policy mostly waits in a cluster of any size.
         num_choices = (allowed.sum((1, 2)) + may_evacuate.sum(1)).clamp(min=1).to(scores.dtype)
         noop = self.noop(pooled) + num_choices.log().unsqueeze(-1)

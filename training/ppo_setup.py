@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.tune.registry import register_env
@@ -76,7 +77,7 @@ def build_ppo(
         .learners(
             num_learners=config.num_learners,
             num_gpus_per_learner=config.num_gpus_per_learner,
-            learner_class=SMDPPPOLearner,
+            learner_class=SMDPPPOLearner if config.semi_mdp else PPOTorchLearner,
         )
         .rl_module(rl_module_spec=RLModuleSpec(module_class=CompactionRLModule, model_config=network))
         .training(

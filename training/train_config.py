@@ -47,6 +47,7 @@ class TrainConfig:
     epochs: int = 3
     lr: float = 3e-4
     gamma: float = 0.99  # per decision interval
+    semi_mdp: bool = True  # discount by the time that passes; otherwise PPO discounts each step, moves included
     lambda_: float = 0.95
     entropy_coeff: float = 0.002
     reward_scale: float = 0.2  # of the reward in units of an episode's own first tick, see CompactionVectorEnv

@@ -226,3 +226,30 @@ def test_an_untrained_net_mostly_waits_in_a_cluster_of_any_size(layout: ObsLayou
     obs = random_obs(layout, batch=64)
     p_noop = net.source_logits(obs, net.encode(obs)).softmax(-1)[:, 0].mean()
     assert 0.75 < p_noop < 0.97
+
+
+def test_without_evacuations_it_is_as_if_none_were_allowed() -> None:
+    """NOOP is measured against the cells alone, too."""
+    net, obs = trained_net(), random_obs()
+    without = CompactionNet(NetworkConfig(dim=16, heads=2, evacuates=False))
+    without.load_state_dict(net.state_dict())
+    forbidden = dict(obs, evacuate_mask=torch.zeros_like(obs["evacuate_mask"]))
+    logits = without.source_logits(obs, without.encode(obs))
+    assert (evacuate(logits) == MASKED).all()
+    torch.testing.assert_close(logits, net.source_logits(forbidden, net.encode(forbidden)))
+    assert not torch.equal(logits, net.source_logits(obs, net.encode(obs)))
+
+
+def test_features_that_are_unseen_change_nothing() -> None:
+    """They are read as 0, and the others are read as before; the observation is left as it is."""
+    net, obs = trained_net(), random_obs()
+    blind = CompactionNet(NetworkConfig(dim=16, heads=2, unseen=("load", "calm")))
+    blind.load_state_dict(net.state_dict())
+    zeroed = dict(obs, deployments=obs["deployments"].clone())
+    for name in ("load", "calm"):
+        zeroed["deployments"][..., DEPLOYMENT_FEATURES.index(name)] = 0.0
+    before = obs["deployments"].clone()
+    for read, expected in zip(blind.encode(obs), net.encode(zeroed), strict=True):
+        torch.testing.assert_close(read, expected)
+    assert torch.equal(before, obs["deployments"])
+    assert not torch.allclose(blind.encode(obs).pooled, net.encode(obs).pooled)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ray.rllib.connectors.learner import GeneralAdvantageEstimation
 from ray.rllib.core.columns import Columns
 
 from rayfold.envs.episode import scenario_layout
@@ -23,6 +24,7 @@ from rayfold.training.ppo import train
 from rayfold.training.ppo_setup import build_ppo, load_net, policy_net
 from rayfold.training.progress import Phase, Progress
 from rayfold.training.ray_session import ray_session
+from rayfold.training.smdp import SemiMDPAdvantage
 from rayfold.training.train_config import CONFIG_FILE, TrainConfig, save_train_config
 
 EPISODE_FIGURES = ("num_episodes_lifetime", "episode_return_mean", "episode_return_min")
@@ -72,6 +74,21 @@ def test_batched_runner_trains_as_rllibs_own(tmp_path: Path) -> None:
     batched = {name: float(result["env_runners"][name]) for name in ("episode_len_mean", "moves")}
     most = scenarios[0].limits.max_concurrent_moves  # of one evacuation
     assert 60 + batched["moves"] / most <= batched["episode_len_mean"] <= 60 + batched["moves"]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("semi_mdp", "expected"), [(True, SemiMDPAdvantage), (False, GeneralAdvantageEstimation)])
+def test_the_discount_is_chosen(tmp_path: Path, semi_mdp: bool, expected: type) -> None:
+    """One estimator of advantages, the last piece of the learner's pipeline."""
+    config = small(tmp_path, semi_mdp=semi_mdp)
+    scenarios = config.load_scenarios()
+    with ray_session(2):
+        algorithm: Any = build_ppo(config, scenarios, scenario_layout(*scenarios))
+        learner = algorithm.learner_group._learner
+        pieces = [type(piece) for piece in learner._learner_connector.connectors]
+        algorithm.stop()
+    assert pieces[-1] is expected
+    assert sum(piece in (SemiMDPAdvantage, GeneralAdvantageEstimation) for piece in pieces) == 1
 
 
 @pytest.mark.cluster
