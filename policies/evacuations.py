@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rayfold.envs.evacuation import move_price_usd, new_workspace, plan_evacuation, prepare
 from rayfold.envs.moves import Candidate, Move, Plan
@@ -17,6 +18,7 @@ __all__ = [
     "candidates",
     "evacuations",
     "first_moves",
+    "move_prices_usd",
     "moves_in_order",
     "moves_price_usd",
     "new_evacuation",
@@ -46,38 +48,53 @@ class Evacuation:
 
 def new_evacuation(state: ClusterState, node_idx: int, moves: Sequence[Move]) -> Evacuation:
     """The evacuation of a node by these moves."""
+    return _evacuation(state, node_idx, tuple(moves), moves_price_usd(state, moves))
+
+
+def _evacuation(state: ClusterState, node_idx: int, moves: tuple[Move, ...], price_usd: float) -> Evacuation:
     st = state.arrays
     return Evacuation(
         node_idx=node_idx,
-        moves=tuple(moves),
-        price_usd=moves_price_usd(state, moves),
+        moves=moves,
+        price_usd=price_usd,
         node_usd_per_h=float(state.spec.arrays.type_price_usd_per_h[st.node_type[node_idx]]),
         is_underway=bool(st.node_fenced_until_s[node_idx] > state.now_s),
     )
 
 
-def evacuations(state: ClusterState, limits: Limits) -> list[Evacuation]:
+def evacuations(state: ClusterState, limits: Limits, node_idx: int | None = None) -> list[Evacuation]:
     """All nodes that can be emptied onto other occupied nodes, by best fit.
 
     Args:
         state: The cluster.
         limits: What the safety filter allows; its limit on concurrent moves does not restrict this list.
+        node_idx: Look at this node only.
 
     Returns:
         One entry per node with at least one replica left to move, in order of node rows.
     """
     st, spec = state.arrays, state.spec.arrays
+    usd, deployment = move_prices_usd(state).tolist(), st.replica_deployment.tolist()
     may_take, work = masks(state, limits).destination.astype(np.float32), new_workspace(st)
     prepare(spec, st, state.now_s, limits, work)
     found = []
-    for n in map(int, np.flatnonzero(st.node_phase == NodePhase.ALIVE)):
+    alive = np.flatnonzero(st.node_phase == NodePhase.ALIVE)
+    for n in (alive if node_idx is None else alive[alive == node_idx]).tolist():
         if plan_evacuation(spec, st, may_take, n, work) <= 0:
             continue
         part = slice(work.begin[n], work.begin[n + 1])
-        rows, destination = work.rows[part], work.destination[part]
-        moves = [Move(int(r), int(to)) for r, to in zip(rows, destination, strict=True)]
-        found.append(new_evacuation(state, n, moves))
+        moves = tuple(map(Move, work.rows[part].tolist(), work.destination[part].tolist()))
+        found.append(_evacuation(state, n, moves, float(sum(usd[deployment[r]] for r, _ in moves))))
     return found
+
+
+def move_prices_usd(state: ClusterState) -> NDArray[np.float64]:
+    """``(D,)`` expected disruption of moving one replica of each deployment, US dollars."""
+    spec, prices = state.spec.arrays, state.spec.settings.prices
+    return np.array(
+        [move_price_usd(spec, d, prices.move_frac, prices.disruption_scale) for d in range(len(spec.demand))],
+        np.float64,
+    )
 
 
 def moves_price_usd(state: ClusterState, moves: Sequence[Move]) -> float:

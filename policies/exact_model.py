@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayfold.envs.devices import EPS
-from rayfold.envs.evacuation import move_price_usd, new_workspace, prepare
+from rayfold.envs.evacuation import new_workspace, prepare
 from rayfold.envs.safety import (
     Limits,
     Reason,
@@ -21,6 +21,7 @@ from rayfold.envs.safety import (
     source_reason,
 )
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
+from rayfold.policies.evacuations import move_prices_usd
 
 __all__ = ["CountProblem", "count_problem"]
 
@@ -81,7 +82,7 @@ def count_problem(
         max_moves: Of the plan.
         max_new_nodes: Of each type, that it may launch.
     """
-    st, spec, prices = state.arrays, state.spec.arrays, state.spec.settings.prices
+    st, spec = state.arrays, state.spec.arrays
     num_nodes, num_deployments = len(st.node_type), state.spec.num_deployments
     can_empty, count = _sources(state, limits)
     slots = np.zeros((num_nodes, num_deployments), np.int64)
@@ -116,9 +117,7 @@ def count_problem(
         saving_usd=np.concatenate([saving_usd[used], np.zeros(len(new))]),
         opening_usd=np.concatenate([np.where(is_idle, price_usd[st.node_type], 0.0)[used], price_usd[new]]),
         may_leave=_may_leave(state),
-        move_usd=np.array(
-            [move_price_usd(spec, d, prices.move_frac, prices.disruption_scale) for d in range(num_deployments)]
-        ),
+        move_usd=move_prices_usd(state),
         demand=spec.demand,
         whole_gpus=np.round(whole_gpus),
         share=share,

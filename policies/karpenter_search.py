@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayfold.envs.devices import take_gpus
-from rayfold.envs.evacuation import move_price_usd, new_workspace, prepare
+from rayfold.envs.evacuation import new_workspace, prepare
 from rayfold.envs.moves import Move
 from rayfold.envs.safety import Limits, capacity_reason, count_nodes
 from rayfold.envs.state import ClusterState, NodePhase, StateArrays
 from rayfold.policies.destinations import fullest_first, masks
-from rayfold.policies.evacuations import moves_price_usd
+from rayfold.policies.evacuations import move_prices_usd, moves_price_usd
 
 __all__ = ["Consolidation", "Search"]
 
@@ -180,11 +180,7 @@ def _with_spare_node(st: StateArrays) -> StateArrays:
 
 def _weights(state: ClusterState) -> NDArray[np.float64]:
     """``(D,)`` price of a move over the mean price of a move of what is there; 1 where moves cost nothing."""
-    prices, held = state.spec.settings.prices, state.arrays.node_held.sum(axis=0)
-    one = [
-        move_price_usd(state.spec.arrays, d, prices.move_frac, prices.disruption_scale)
-        for d in range(state.spec.num_deployments)
-    ]
-    price, total = np.array(one, np.float64), held.sum()
+    price, held = move_prices_usd(state), state.arrays.node_held.sum(axis=0)
+    total = held.sum()
     mean = float(price @ held) / total if total else 0.0
     return price / mean if mean > 0.0 else np.ones(len(price))

@@ -9,9 +9,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfold.envs.evacuation import move_price_usd
 from rayfold.envs.safety import Limits
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
+from rayfold.policies.evacuations import move_prices_usd
 
 __all__ = ["WORLD_FEATURES", "world_features"]
 
@@ -46,8 +46,10 @@ def world_features(state: ClusterState, limits: Limits) -> NDArray[np.float64]:
     per_gpu = price[launchable] / gpus[launchable] if launchable.any() else np.ones(1)
     asked, count = spec.demand[running, 0], max(1, len(running))
     all_moves_usd = sum(
-        int(n) * move_price_usd(spec, d, prices.move_frac, prices.disruption_scale)
-        for d, n in enumerate(np.bincount(running, minlength=len(spec.demand)))
+        n * usd
+        for n, usd in zip(
+            np.bincount(running, minlength=len(spec.demand)).tolist(), move_prices_usd(state).tolist(), strict=True
+        )
     )
     values = [
         float(limits.allow_new_nodes),

@@ -9,7 +9,7 @@ from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from rayfold.envs.transition import with_move
 from rayfold.policies.best_fit import BestFit
 from rayfold.policies.by_name import HEURISTICS, make_policy
-from rayfold.policies.evacuations import evacuations
+from rayfold.policies.evacuations import evacuations, moves_price_usd
 from rayfold.policies.protocol import Policy
 from rayfold.policies.ray_serve import RayServe
 from tests.envs.clusters import add_node, add_replica, empty_state, random_state, small_spec
@@ -52,6 +52,19 @@ def test_best_fit_empties_the_node_with_the_cheapest_moves_onto_the_fullest() ->
     state = quiet((0, (ONE, ONE)), (0, (ONE,)), (0, (ONE, ONE, ONE)))
     plan = BestFit(LIMITS).plan(state, rng())
     assert plan.moves == (Move(2, 2),)
+
+
+def test_one_evacuation_is_that_of_all() -> None:
+    """On 30 random states: each node alone gives what all nodes give for it, at the price of its moves."""
+    count = 0
+    for seed in range(30):
+        state = random_state(np.random.default_rng(seed))
+        found = evacuations(state, LIMITS)
+        alone = [e for n in range(len(state.arrays.node_type)) for e in evacuations(state, LIMITS, n)]
+        assert alone == found
+        assert [e.price_usd for e in found] == [moves_price_usd(state, e.moves) for e in found]
+        count += len(found)
+    assert count > 10
 
 
 def test_best_fit_leaves_a_node_that_cannot_be_emptied() -> None:
