@@ -302,3 +302,20 @@ def test_booting_nodes_are_waited_for() -> None:
     st, new = state.arrays, int(np.flatnonzero(state.arrays.node_phase == NodePhase.BOOTING)[0])
     st.node_phase[new] = NodePhase.ALIVE
     assert policy.plan(state, rng()).moves == (Move(1, new),)
+
+
+@pytest.mark.parametrize("max_bins", [10, 300])
+def test_answers_do_not_depend_on_the_clock(max_bins: int) -> None:
+    """A search ended by its effort gives the same counts under any time limit; with more effort it is no worse."""
+    limits = Limits(max_concurrent_moves=8, deployment_cooldown_s=0.0, fence_s=0.0)
+    state, _ = known_optimum(40, np.random.default_rng(1), AWKWARD)
+    values = []
+    for max_effort in (3000.0, 100_000.0):
+        settings = replace(THOROUGH, max_bins=max_bins, max_effort=max_effort)
+        problem = make_problem(state, limits, settings)
+        found = [solve_problem(state, limits, problem, replace(settings, time_limit_s=t), rng()) for t in (60.0, 600.0)]
+        for one, other in zip(*(solved.counts for solved in found), strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert found[0][1:] == found[1][1:]
+        values.append(found[0].value_usd)
+    assert values[0] <= values[1] + 1e-9
