@@ -270,14 +270,15 @@ class _Run:
         if self.config.evaluation_episodes <= 0:
             return "last", {}
         excesses: dict[str, float] = {}
+        self._report(Phase.EVALUATE)
         for name, net in self.candidates.items():
-            self._report(Phase.EVALUATE)
             bills = [
                 run_episode(s, LearnedPolicy(net, s.limits), EVALUATION_SEED + self.config.seed + k, Split.TRAIN)
                 for s in self.scenarios
                 for k in range(self.config.evaluation_episodes)
             ]
             excesses[name] = float(np.mean([bill.metrics["excess_frac"] for bill in bills]))
+            self._report(Phase.EVALUATE, metrics={f"evaluation/excess_frac/{name}": excesses[name]})
         return max(excesses, key=lambda name: -np.sign(self.config.reward_scale) * excesses[name]), excesses
 
     def _card(self, excess_frac: float | None) -> TrainingCard:

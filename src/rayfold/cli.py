@@ -113,6 +113,8 @@ def train(
     if bundle is not None:
         made = load_bundle(result.bundle_dir)
         save_bundle(bundle, made.net, made.card)
+    for name, excess in result.evaluation_excess_frac.items():
+        console.print(f"{name}: bill {100 * excess:.1f} % above the lower bound", highlight=False)
     console.print(f"bundle: {result.bundle_dir} ({result.chosen} weights)\ncheckpoint: {result.checkpoint}")
     if result.interrupted:
         raise typer.Exit(_EXIT_INTERRUPT)

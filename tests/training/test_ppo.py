@@ -149,6 +149,8 @@ def test_run_then_resume(tmp_path: Path) -> None:
     assert last.total_usd > 0
     assert last.moves >= 0
     assert last.episode_return < 0
+    told = {name: value for r in readings if r.phase is Phase.EVALUATE for name, value in r.metrics.items()}
+    assert told == {f"evaluation/excess_frac/{name}": e for name, e in first.evaluation_excess_frac.items()}
     lines = (tmp_path / "progress.jsonl").read_text().splitlines()
     assert len(lines) == len(readings)
     assert json.loads(lines[-1])["phase"] == "done"
