@@ -27,7 +27,7 @@ lint: venv
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 demo: venv
 	$(BIN)/rayfold demo --json $(DEMO_JSON)
