@@ -24,7 +24,7 @@ from rayfold.envs.views import at, by_reference
 __all__ = ["World", "encode_batch", "step_batch"]
 
 _COST_USD, _DISRUPTION_USD = int(Entry.COST_USD), int(Entry.DISRUPTION_USD)
-_UNSERVED_USD, _BOUND_USD = int(Entry.UNSERVED_USD), int(Entry.BOUND_USD)
+_UNSERVED_USD, _BASELINE_USD = int(Entry.UNSERVED_USD), int(Entry.RELAXED_BOUND_USD)
 
 
 @by_reference(is_written=False)
@@ -83,7 +83,7 @@ def step_batch(
         actions: ``(B, 2)``.
         is_skipped: ``(B,)`` clusters to leave alone.
         is_encoded: Whether to write the observations.
-        bound_weight: Share of the lower bound to add to the reward.
+        bound_weight: Share of ``RELAXED_BOUND_USD`` to add to the reward.
         scale: ``(B,)`` reward per US dollar.
         reward: ``(B,)``, written.
         truncated: ``(B,)``, written.
@@ -93,7 +93,7 @@ def step_batch(
             continue
         w: World = at(prototype, worlds[b])  # type: ignore[call-arg]  # numba gives the first one
         cost_usd, disruption_usd = w.ledger[_COST_USD], w.ledger[_DISRUPTION_USD]
-        unserved_usd, bound_usd = w.ledger[_UNSERVED_USD], w.ledger[_BOUND_USD]
+        unserved_usd, baseline_usd = w.ledger[_UNSERVED_USD], w.ledger[_BASELINE_USD]
         moves = act(
             w.spec,
             w.st,
@@ -115,8 +115,8 @@ def step_batch(
         w.hidden.counters[NUM_ENDED] = 0  # nobody asks for single moves here
         # Term by term, as the scalar environment adds them up: the rewards are equal to the last bit.
         cost_usd, disruption_usd = w.ledger[_COST_USD] - cost_usd, w.ledger[_DISRUPTION_USD] - disruption_usd
-        unserved_usd, bound_usd = w.ledger[_UNSERVED_USD] - unserved_usd, w.ledger[_BOUND_USD] - bound_usd
-        reward[b] = (bound_weight * bound_usd - (cost_usd + disruption_usd + unserved_usd)) * scale[b]
+        unserved_usd, baseline_usd = w.ledger[_UNSERVED_USD] - unserved_usd, w.ledger[_BASELINE_USD] - baseline_usd
+        reward[b] = (bound_weight * baseline_usd - (cost_usd + disruption_usd + unserved_usd)) * scale[b]
         truncated[b] = w.ongoing.shape[0] - int(w.clock[ROW]) < w.steps_per_tick
         if is_encoded:
             dt_intervals = 0.0 if moves > 0 else 1.0

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfold.envs.bound import packing_bound_of
+from rayfold.envs.bound import bound_of, packing_bound_of
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.hidden import CHANGES, TOP, Constants, Hidden
 from rayfold.envs.jit import inner, kernel
@@ -30,14 +30,14 @@ _ALIVE, _DRAINING = int(NodePhase.ALIVE), int(NodePhase.DRAINING)
 _PENDING, _RUNNING = int(ReplicaPhase.PENDING), int(ReplicaPhase.RUNNING)
 _COST_USD, _UNSERVED_USD, _BOUND_USD = int(Entry.COST_USD), int(Entry.UNSERVED_USD), int(Entry.BOUND_USD)
 _NODE_H, _GPU_H, _UNSERVED_H = int(Entry.NODE_H), int(Entry.GPU_H), int(Entry.UNSERVED_REPLICA_H)
-_TOKENS, _ELAPSED = int(Entry.TOKENS), int(Entry.ELAPSED_S)
+_TOKENS, _ELAPSED, _RELAXED_BOUND_USD = int(Entry.TOKENS), int(Entry.ELAPSED_S), int(Entry.RELAXED_BOUND_USD)
 _UNSERVED_REQUEST_S = int(Entry.UNSERVED_REQUEST_S)
 _REPLICA_H = int(DeploymentEntry.REPLICA_H)
 _UNSERVED_OF_DEPLOYMENT = int(DeploymentEntry.UNSERVED_REQUEST_S)
 
 _COUNTED = 2  # of Tally.rows
 # Of Tally.sums.
-_USD_PER_H, _GPUS, _NODES, _BOUND, _REPLICA_DUE_S, _NODE_DUE_S, _WISH_DUE_S = range(7)
+_USD_PER_H, _GPUS, _NODES, _BOUND, _RELAXED, _REPLICA_DUE_S, _NODE_DUE_S, _WISH_DUE_S = range(8)
 
 
 @by_reference(is_written=True)
@@ -47,7 +47,7 @@ class Tally(NamedTuple):
     running: NDArray[np.int64]  # (D,) running replicas
     live: NDArray[np.int64]  # (D,) replicas counted against the target: a replacement is not
     rows: NDArray[np.int64]  # (3,) rows in use: the highest + 1, pending replicas; CHANGES when all this was counted
-    sums: NDArray[np.float64]  # (7,) USD/h, GPUs and number of nodes paid for, bound in USD/h, next due times
+    sums: NDArray[np.float64]  # (8,) USD/h, GPUs and number of nodes paid for, two bounds in USD/h, next due times
     room: NDArray[np.float64]  # (D,) requests that the running replicas take
     cuts: NDArray[np.float64]  # (D, 4) see wish_cuts, of the sum over the look-back period
     low: NDArray[np.float64]  # (D,) from this sum on, and
@@ -59,7 +59,7 @@ def fresh_tally(num_deployments: int) -> Tally:
     """Nothing counted yet."""
     d = num_deployments
     return Tally(
-        *(np.zeros(d, np.int64), np.zeros(d, np.int64), np.full(3, -1), np.zeros(7)),
+        *(np.zeros(d, np.int64), np.zeros(d, np.int64), np.full(3, -1), np.zeros(8)),
         *(np.zeros(d), np.zeros((d, 4)), np.zeros(d), np.zeros(d), np.zeros(d)),
     )
 
@@ -88,7 +88,7 @@ def _count_replicas(spec: SpecArrays, st: StateArrays, hidden: Hidden, tally: Ta
         tally.room[d] = running[d] * spec.max_ongoing[d]
     tally.rows[0], tally.rows[1] = top, num_pending
     tally.sums[_REPLICA_DUE_S] = due_s
-    tally.sums[_BOUND] = packing_bound_of(spec, live)
+    tally.sums[_BOUND], tally.sums[_RELAXED] = packing_bound_of(spec, live), bound_of(spec, live)
 
 
 @inner
@@ -220,7 +220,8 @@ def _pass_steps(
     dt_s, slow_weight, unserved_factor = const.dt_s, const.slow_weight, const.unserved_factor
     hours = dt_s / 3600.0
     cost_usd, node_h, gpu_h = sums[_USD_PER_H] * hours, sums[_NODES] * hours, sums[_GPUS] * hours
-    bound_usd, due_s = sums[_BOUND] * hours, min(sums[_NODE_DUE_S], sums[_REPLICA_DUE_S])
+    bound_usd, relaxed_usd = sums[_BOUND] * hours, sums[_RELAXED] * hours
+    due_s = min(sums[_NODE_DUE_S], sums[_REPLICA_DUE_S])
     tokens, unserved_request_s = ledger[_TOKENS], ledger[_UNSERVED_REQUEST_S]
     unserved_h, unserved_usd = ledger[_UNSERVED_H], ledger[_UNSERVED_USD]
     is_changed, is_due, i = False, False, first
@@ -230,6 +231,7 @@ def _pass_steps(
         ledger[_NODE_H] += node_h
         ledger[_GPU_H] += gpu_h
         ledger[_BOUND_USD] += bound_usd
+        ledger[_RELAXED_BOUND_USD] += relaxed_usd
         ledger[_ELAPSED] += dt_s
         is_due = due_s <= now_s or not const.skips_quiet_steps
         is_wish_due = sums[_WISH_DUE_S] <= now_s

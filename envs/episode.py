@@ -29,6 +29,7 @@ class Outcome(NamedTuple):
     disruption_usd: float
     unserved_usd: float
     bound_usd: float  # lower bound on cost_usd
+    baseline_usd: float  # a lower one, which an observation tells; see ``CompactionVectorEnv``
     dt_intervals: float  # 0 after a move, 1 after NOOP
     num_moves: int
     truncated: bool
@@ -84,7 +85,7 @@ class Episode:
         self.steps_per_tick = round(settings.decision_interval_s / settings.substep_s)
         prices = scenario.spec.arrays.type_price_usd_per_h
         cheapest = float(prices[prices > 0].min(initial=np.inf)) if (prices > 0).any() else 0.0
-        hourly = max(self.simulator.bound_usd_per_h, cheapest, 1e-9)
+        hourly = max(self.simulator.relaxed_bound_usd_per_h, cheapest, 1e-9)
         self.first_tick_usd = hourly * settings.decision_interval_s / 3600.0  # what the first tick costs at least
 
     def to_move(self, source: int, destination: int) -> Move | None:
@@ -115,6 +116,7 @@ class Episode:
             disruption_usd=float(spent[Entry.DISRUPTION_USD]),
             unserved_usd=float(spent[Entry.UNSERVED_USD]),
             bound_usd=float(spent[Entry.BOUND_USD]),
+            baseline_usd=float(spent[Entry.RELAXED_BOUND_USD]),
             dt_intervals=0.0 if num_moves else 1.0,
             num_moves=num_moves,
             truncated=sim.num_steps_left < self.steps_per_tick,

@@ -35,6 +35,7 @@ class Entry(enum.IntEnum):
     NODES_INTERRUPTED = 17
     STOCKOUTS = 18
     UNSERVED_REQUEST_S = 19  # ongoing requests beyond what running replicas serve, times seconds
+    RELAXED_BOUND_USD = 20  # a lower bound below BOUND_USD, which an observation tells: the baseline of rewards
 
 
 class DeploymentEntry(enum.IntEnum):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayfold.envs.batch import World
-from rayfold.envs.bound import bound_usd_per_h
+from rayfold.envs.bound import bound_usd_per_h, relaxed_bound_usd_per_h
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import EPS
 from rayfold.envs.dynamics import fresh_tally, launch_move, step
@@ -101,6 +101,11 @@ class Simulator:
     def bound_usd_per_h(self) -> float:
         """Lower bound on the present hourly node bill."""
         return float(bound_usd_per_h(self.spec.arrays, self._arrays))
+
+    @property
+    def relaxed_bound_usd_per_h(self) -> float:
+        """A lower one, which an observation tells."""
+        return float(relaxed_bound_usd_per_h(self.spec.arrays, self._arrays))
 
     def fork(self) -> "Simulator":
         """A second simulator in the same state, with the same future: neither sees what the other does from now on.

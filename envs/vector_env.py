@@ -39,8 +39,10 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         normalize: Reward in units of what the episode's first tick had to cost at least (the lower bound, or the
             cheapest node), instead of US dollars: observations carry no absolute dollars either, and clusters of
             all sizes weigh the same.
-        subtract_bound: Adds the lower bound on the node bill to the reward. It does not depend on the actions to
-            first order, and without it the value function has to learn the size of the bill (RLLIB_NOTES Q3).
+        subtract_bound: Adds a lower bound on the node bill to the reward. It does not depend on the actions to
+            first order, and without it the value function has to learn the size of the bill (RLLIB_NOTES Q3). It
+            is the relaxed one, which an observation tells: the reported bound jumps by whole nodes, unforeseen by
+            the value function, and a policy did not learn beside that noise (docs/learning.md, 8).
         seed: Seeds the first reset where ``reset`` gives none.
         num_threads: Threads that step the clusters side by side; the results do not depend on it.
     """

@@ -85,7 +85,7 @@ def _demonstrate_episode(
         obs.append(episode.encode(elapsed))
         outcome = episode.act(*action)
         actions.append(action if outcome.num_moves else (NOOP, 0))
-        rewards.append((outcome.reward_usd + outcome.bound_usd) * config.reward_scale / episode.first_tick_usd)
+        rewards.append((outcome.reward_usd + outcome.baseline_usd) * config.reward_scale / episode.first_tick_usd)
         elapsed, truncated, is_tick = outcome.dt_intervals, outcome.truncated, outcome.num_moves == 0
         dt.append(elapsed)
     # Beyond this many intervals less than a tenth of the return is missing.

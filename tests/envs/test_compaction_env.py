@@ -195,12 +195,12 @@ def test_normalised_reward_is_the_bill_in_units_of_the_first_tick() -> None:
     plain.reset()
     scaled.reset()
     unit = np.array([episode.first_tick_usd for episode in plain.episodes])
-    bound = np.array([episode.simulator.bound_usd_per_h for episode in plain.episodes])
+    bound = np.array([episode.simulator.relaxed_bound_usd_per_h for episode in plain.episodes])
     noop = np.zeros((2, 2), np.int64)
     interval_h = scenario.spec.settings.decision_interval_s / 3600.0
     np.testing.assert_allclose(unit, np.maximum(bound, 0.0) * interval_h, rtol=0.5)
     reward, normalised = plain.step(noop)[1], scaled.step(noop)[1]
-    spent = [episode.simulator.ledger().metrics()["bound_usd"] for episode in plain.episodes]
+    spent = [episode.simulator.ledger().metrics()["relaxed_bound_usd"] for episode in plain.episodes]
     np.testing.assert_allclose(normalised, 0.5 * (reward + spent) / unit)
 
 

@@ -73,7 +73,7 @@ def test_conservation_under_random_moves_and_load(seed: int, packs: bool) -> Non
         traffic.ongoing[traffic.num_before + t] = level
     sim = Simulator(initial_state(spec, traffic, rng), traffic, LIMITS, rng)
     price = spec.arrays.type_price_usd_per_h
-    cost_usd = 0.0
+    cost_usd = relaxed_usd = 0.0
     for _ in range(num_steps):
         running = running_counts(sim.view)
         random_moves(sim, rng)
@@ -81,6 +81,8 @@ def test_conservation_under_random_moves_and_load(seed: int, packs: bool) -> Non
         np.testing.assert_array_equal(running_counts(sim.view), running)
         present = sim.view.arrays.node_type[sim.view.arrays.node_phase != NodePhase.ABSENT]
         cost_usd += price[present].sum() * 5.0 / 3600.0
+        relaxed_usd += sim.relaxed_bound_usd_per_h * 5.0 / 3600.0
+        assert sim.relaxed_bound_usd_per_h <= sim.bound_usd_per_h
         assert sim.bound_usd_per_h <= max(price[present].sum(), sim.bound_usd_per_h * has_pending(sim.view)) + 1e-9
         sim.advance(1)
         check_conserved(sim.view)
@@ -88,6 +90,7 @@ def test_conservation_under_random_moves_and_load(seed: int, packs: bool) -> Non
         # Only Serve's own downscale takes serving replicas away, a move never does.
         assert (running_counts(sim.view) >= np.minimum(running, sim.view.arrays.deployment_target)).all()
     assert sim.ledger()[Entry.COST_USD] == pytest.approx(cost_usd)
+    assert sim.ledger()[Entry.RELAXED_BOUND_USD] == pytest.approx(relaxed_usd)
     assert sim.ledger()[Entry.ELAPSED_S] == num_steps * 5.0
 
 

@@ -8,8 +8,9 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from rayfold.envs.compaction_env import CompactionEnv
-from rayfold.envs.layout import ObsLayout
+from rayfold.envs.layout import GLOBAL_FEATURES, ObsLayout
 from rayfold.envs.scenario import Scenario, load_scenario
+from rayfold.envs.state import NodePhase
 from rayfold.envs.vector_env import CompactionVectorEnv
 
 
@@ -163,7 +164,7 @@ def test_pickle_round_trip_goes_on_alike(scenarios: list[Scenario]) -> None:
 
 
 def test_scaled_rewards_by_the_ledger(scenarios: list[Scenario]) -> None:
-    """Over an episode: scale times (bound - cost), over the first tick's least cost of that row's own episode."""
+    """Over an episode: scale times (relaxed bound - cost), over what the first tick of the row's own episode costs."""
     env = CompactionVectorEnv(scenarios, 3, seed=2, normalize=True, reward_scale=0.5, subtract_bound=True)
     plain = CompactionVectorEnv(scenarios, 3, seed=2)
     obs, _ = env.reset()
@@ -178,10 +179,27 @@ def test_scaled_rewards_by_the_ledger(scenarios: list[Scenario]) -> None:
         usd += plain.step(actions)[1]
     for b, episode in enumerate(env.episodes):
         ledger = episode.simulator.ledger()
-        excess_usd = ledger.total_usd - ledger.metrics()["bound_usd"]
+        excess_usd = ledger.total_usd - ledger.metrics()["relaxed_bound_usd"]
         assert usd[b] == pytest.approx(-ledger.total_usd)
         assert total[b] == pytest.approx(-0.5 * excess_usd / episode.first_tick_usd)
     assert len({episode.first_tick_usd for episode in env.episodes}) > 1
+
+
+def test_an_observation_tells_the_baseline(scenarios: list[Scenario]) -> None:
+    """The bound that rewards are measured against is the share of the node bill that every observation has."""
+    env = CompactionVectorEnv(scenarios, 3, seed=3)
+    obs, _ = env.reset()
+    rngs, shares = [np.random.default_rng(b) for b in range(3)], []
+    for _ in range(40):
+        for seen, episode in zip(obs, env.episodes, strict=True):
+            sim = episode.simulator
+            st, price = sim.view.arrays, sim.spec.arrays.type_price_usd_per_h
+            bill_usd_per_h = price[st.node_type[st.node_phase != NodePhase.ABSENT]].sum()
+            expected = min(1.0, sim.relaxed_bound_usd_per_h / bill_usd_per_h) if bill_usd_per_h > 0.0 else 1.0
+            assert seen[GLOBAL_FEATURES.index("bound_frac")] == pytest.approx(expected, rel=1e-5)
+            shares.append(expected)
+        obs = env.step(choose(env, obs, rngs))[0]
+    assert min(shares) < max(shares)
 
 
 def test_horizon_shortens_and_never_lengthens(scenarios: list[Scenario]) -> None:
