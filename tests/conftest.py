@@ -13,6 +13,7 @@ _statuses: list[int] = []
 _TESTS = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups for ``pytest -n 2 --dist loadgroup``: a file each, and one for all that serve from a cluster.
 
