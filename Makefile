@@ -27,7 +27,8 @@ lint: venv
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadfile -m "not cluster"
+	$(BIN)/pytest -m cluster # one cluster at a time
 
 demo: venv
 	$(BIN)/rayfold demo --json $(DEMO_JSON)
