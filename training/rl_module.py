@@ -89,7 +89,9 @@ class CompactionRLModule(TorchRLModule, ValueFunctionAPI):
         super().setup()  # type: ignore[no-untyped-call]
         settings: Any = self.model_config  # RLlib adds fields of its own
         self.layout = ObsLayout(*settings[LAYOUT])
-        own = {field.name: settings[field.name] for field in dataclasses.fields(NetworkConfig)}
+        own = {
+            field.name: settings[field.name] for field in dataclasses.fields(NetworkConfig) if field.name in settings
+        }
         self.net = CompactionNet(NetworkConfig(**own))
         self._distribution = type(
             "SizedMoveDistribution", (MoveDistribution,), {"num_destinations": self.layout.num_destinations}

@@ -158,8 +158,7 @@ def test_first_tick_by_another_route(scenario: str) -> None:
 
     hourly = max(resource_usd_per_h(k) for k in range(len(spec.resource_names)))
     (price,) = (t.price_usd_per_h for t in spec.node_types)
-    hourly = price * max(1, math.ceil(hourly / price - 1e-9))
-    assert episode.first_tick_usd == pytest.approx(hourly * spec.settings.decision_interval_s / 3600.0)
+    assert episode.first_tick_usd == pytest.approx(max(hourly, price) * spec.settings.decision_interval_s / 3600.0)
 
 
 def test_layout_holds_the_largest_of_several() -> None:
