@@ -1,7 +1,5 @@
 """The decision process: actions stand for moves, refused ones for NOOP, and luck does not depend on the policy."""
 
-import math
-
 import numpy as np
 import pytest
 
@@ -143,7 +141,7 @@ def test_a_split_has_days_of_its_own(smoke: Scenario) -> None:
 
 @pytest.mark.parametrize("scenario", ["smoke", "low_scale", "two_node"])
 def test_first_tick_by_another_route(scenario: str) -> None:
-    """The least that the first interval costs: whole nodes, of one type, for the dearest resource."""
+    """What the first interval costs at least: shares of nodes for the dearest resource, and one whole node."""
     loaded = load_scenario(scenario, synthetic=True)
     episode = begin(loaded)
     spec, st = loaded.spec, episode.simulator.view.arrays
