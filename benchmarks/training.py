@@ -8,8 +8,7 @@ what is done is told.
 
 Variants: ``whole``; ``no semi-MDP discount`` (RLlib's own advantage, which discounts moves too); ``no warm start``;
 ``no evacuations`` (single moves only); ``no traffic`` (load, trend and calm of deployments read as 0); ``narrow`` (half
-the width); ``large batches`` (four times as many steps
-per update, as in the recipe).
+the width); ``large batches`` (four times as many steps per update, as in the recipe).
 """
 
 import argparse
