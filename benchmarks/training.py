@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from arena import interval
 
 from rayfold.envs.scenario import Scenario, Split, load_scenario
 from rayfold.policies.bundle import load_bundle
@@ -127,10 +128,7 @@ def table(found: list[dict[str, Any]]) -> str:
         f"|---|---|---|---|{'---|' * len(SHOWN)}",
     ]
     for row in found:
-        against, interval = row["against_tuned_exact"], row["against_tuned_exact"]["ci95"]
-        told = f"{100 * against['mean']:+.1f}"
-        if interval:
-            told += f" [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]"
+        told = interval(row["against_tuned_exact"], 100.0)
         seeds = ", ".join(f"{100 * seed:+.1f}" for seed in row["by_training_seed"])
         shown = " | ".join(f"{row[key]:,.0f}" for key in SHOWN)
         lines.append(f"| {row['scenario']} | {row['variant']} | {told} | {seeds} | {shown} |")
