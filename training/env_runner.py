@@ -19,6 +19,8 @@ __all__ = ["EPISODE_METRICS", "BatchedEnvRunner"]
 
 EPISODE_METRICS = ("total_usd", "excess_frac", "moves", "undone_moves", "node_h")  # of the ledger, per finished episode
 
+_OUTPUTS = (Columns.ACTIONS, Columns.ACTION_LOGP, Columns.ACTION_DIST_INPUTS)
+
 
 class BatchedEnvRunner(SingleAgentEnvRunner):
     """For ``CompactionVectorEnv`` (NEXT_STEP autoreset). T steps, B environments."""
@@ -50,15 +52,15 @@ class BatchedEnvRunner(SingleAgentEnvRunner):
             self._obs = self._restart()
         forward = self.module.forward_exploration if explore else self.module.forward_inference
         all_obs: list[NDArray[Any]] = [self._obs]
-        rows: list[tuple[NDArray[Any], ...]] = []  # per step: actions, logp, rewards, terminated, truncated, skipped
+        rows: list[tuple[NDArray[Any], ...]] = []  # per step: what ``_cut`` takes
         steps = episodes = 0
         while steps < num_timesteps if num_timesteps is not None else episodes < (num_episodes or 0):
             with torch.inference_mode():
                 out = forward({Columns.OBS: torch.from_numpy(self._obs).to(self._device)})
-            actions, logp = (out[key].cpu().numpy() for key in (Columns.ACTIONS, Columns.ACTION_LOGP))
+            actions, logp, inputs = (out[key].cpu().numpy() for key in _OUTPUTS)
             obs, rewards, terminated, truncated, _ = self.env.step(actions)
             all_obs.append(obs)
-            rows.append((actions, logp, rewards, terminated, truncated, self._was_done))
+            rows.append((actions, logp, inputs, rewards, terminated, truncated, self._was_done))
             steps += self.num_envs - int(self._was_done.sum())
             done = terminated | truncated
             episodes += self._count(rewards, done)
@@ -87,8 +89,9 @@ class BatchedEnvRunner(SingleAgentEnvRunner):
         self,
         obs: NDArray[Any],  # (T + 1, B, size)
         actions: NDArray[Any],  # (T, B, 2)
-        logp: NDArray[Any],  # (T, B), as are all that follow
-        rewards: NDArray[Any],
+        logp: NDArray[Any],  # (T, B)
+        inputs: NDArray[Any],  # (T, B, 1) of the module's distribution
+        rewards: NDArray[Any],  # (T, B), as are all that follow
         terminated: NDArray[Any],
         truncated: NDArray[Any],
         skipped: NDArray[Any],
@@ -105,7 +108,6 @@ class BatchedEnvRunner(SingleAgentEnvRunner):
                 if first >= end:
                     continue
                 steps = slice(first, end)
-                stub = np.zeros((end - first, 1), np.float32)
                 is_terminated, is_truncated = bool(terminated[end - 1, b]), bool(truncated[end - 1, b])
                 chunk = SingleAgentEpisode(
                     observations=InfiniteLookbackBuffer(obs[first : end + 1, b]),
@@ -116,7 +118,7 @@ class BatchedEnvRunner(SingleAgentEnvRunner):
                     truncated=is_truncated,
                     extra_model_outputs={
                         Columns.ACTION_LOGP: InfiniteLookbackBuffer(logp[steps, b]),
-                        Columns.ACTION_DIST_INPUTS: InfiniteLookbackBuffer(stub),
+                        Columns.ACTION_DIST_INPUTS: InfiniteLookbackBuffer(inputs[steps, b]),
                     },
                     len_lookback_buffer=0,
                 )

@@ -8,7 +8,6 @@ from typing import Any
 
 import gymnasium as gym
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
-from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.tune.registry import register_env
@@ -21,6 +20,7 @@ from rayfold.training.env_runner import BatchedEnvRunner
 from rayfold.training.rl_module import LAYOUT, CompactionRLModule
 from rayfold.training.smdp import SMDPPPOLearner
 from rayfold.training.train_config import TrainConfig
+from rayfold.training.trust_region import WAIT_KL_COEFF, TrustRegionPPOLearner
 
 __all__ = ["build_ppo", "load_net", "policy_net"]
 
@@ -77,7 +77,8 @@ def build_ppo(
         .learners(
             num_learners=config.num_learners,
             num_gpus_per_learner=config.num_gpus_per_learner,
-            learner_class=SMDPPPOLearner if config.semi_mdp else PPOTorchLearner,
+            learner_class=SMDPPPOLearner if config.semi_mdp else TrustRegionPPOLearner,
+            learner_config_dict={WAIT_KL_COEFF: config.wait_kl_coeff},
         )
         .rl_module(rl_module_spec=RLModuleSpec(module_class=CompactionRLModule, model_config=network))
         .training(

@@ -56,7 +56,7 @@ class MoveDistribution(TorchDistribution):
         return _entropy(self.source_logits) + _entropy(self.destination_logits)
 
     def kl(self, other: Any, **kwargs: Any) -> Tensor:
-        """Not available: the stored inputs are a stub."""
+        """Not available: of the stored policy only the probability of NOOP is kept."""
         raise NotImplementedError("train with use_kl_loss=False")
 
     def sample(self, **kwargs: Any) -> Tensor:
@@ -105,8 +105,8 @@ class CompactionRLModule(TorchRLModule, ValueFunctionAPI):
         return {
             Columns.ACTIONS: choice.actions,
             Columns.ACTION_LOGP: choice.logp,
-            # PPO reads the stored inputs for the KL loss only, which is off; a stub saves thousands of floats a step.
-            Columns.ACTION_DIST_INPUTS: choice.logp.new_zeros(len(choice.logp), 1),
+            # RLlib reads the stored inputs for its KL loss only, which is off; our trust region needs this one number.
+            Columns.ACTION_DIST_INPUTS: choice.noop_logp.unsqueeze(-1),
         }
 
     def _forward_inference(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.connectors.common.numpy_to_tensor import NumpyToTensor
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.learner import GeneralAdvantageEstimation
@@ -18,6 +17,7 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.utils.numpy import convert_to_numpy
 
 from rayfold.envs.layout import GLOBAL_FEATURES
+from rayfold.training.trust_region import TrustRegionPPOLearner
 
 __all__ = ["SMDPPPOLearner", "SemiMDPAdvantage", "smdp_advantages"]
 
@@ -113,7 +113,7 @@ class SemiMDPAdvantage(ConnectorV2):
         return batch
 
 
-class SMDPPPOLearner(PPOTorchLearner):
+class SMDPPPOLearner(TrustRegionPPOLearner):
     """PPO with semi-MDP advantages.
 
     Connector pieces given in the configuration come *before* RLlib's own, so GAE is exchanged after the build.

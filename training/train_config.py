@@ -50,6 +50,7 @@ class TrainConfig:
     semi_mdp: bool = True  # discount by the time that passes; otherwise PPO discounts each step, moves included
     lambda_: float = 0.95
     entropy_coeff: float = 0.002
+    wait_kl_coeff: float = 1.0  # weight of the trust region, see trust_region.py; 0 = PPO's clip alone
     reward_scale: float = 0.2  # of the reward in units of an episode's own first tick, see CompactionVectorEnv
     checkpoint_every_s: float = 60.0
     evaluation_episodes: int = 4  # for the choice of the weights that go into the bundle
