@@ -4,7 +4,7 @@ Autoreset is NEXT_STEP, which is what RLlib's ``SingleAgentEnvRunner`` (2.60) ex
 last one ignores the action and returns the first observation of the next episode with reward 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -43,6 +43,7 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
             first order, and without it the value function has to learn the size of the bill (RLLIB_NOTES Q3). It
             is the relaxed one, which an observation tells: the reported bound jumps by whole nodes, unforeseen by
             the value function, and a policy did not learn beside that noise (docs/learning.md, 8).
+        vary: Draws another world like the scenario for each episode, of the same size; None = the scenario as it is.
         seed: Seeds the first reset where ``reset`` gives none.
         num_threads: Threads that step the clusters side by side; the results do not depend on it.
     """
@@ -61,12 +62,14 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         reward_scale: float = 1.0,
         normalize: bool = False,
         subtract_bound: bool = False,
+        vary: Callable[[Scenario, np.random.Generator], Scenario] | None = None,
         seed: int | None = None,
         num_threads: int = 1,
     ) -> None:
         self.scenarios = [s if horizon_s is None else s.with_horizon(min(horizon_s, s.horizon_s)) for s in scenarios]
         self.num_envs, self.split = num_envs, split
         self.reward_scale, self.normalize, self.subtract_bound = reward_scale, normalize, subtract_bound
+        self._vary = vary
         self.layout = layout or scenario_layout(*scenarios)
         least = scenario_layout(*scenarios)
         if any(size < needed for size, needed in zip(self.layout, least, strict=True)):
@@ -119,6 +122,8 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
     def _begin(self, b: int) -> Episode:
         rng = self._rngs[b]
         scenario = self.scenarios[int(rng.integers(len(self.scenarios)))]
+        if self._vary is not None:
+            scenario = self._vary(scenario, rng)
         episode = Episode(scenario, self.layout, self.split, rng)
         if self.normalize:
             self._scale[b] = self.reward_scale / episode.first_tick_usd

@@ -60,6 +60,16 @@ def test_mistakes_are_told_at_once(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_switch_is_given_by_its_name(tmp_path: Path) -> None:
+    """Or not at all."""
+    ran: list[list[str]] = []
+    (tmp_path / "r.yaml").write_text("train: {vary-worlds: true, seed: 1}\ntrain-leader: {synthetic-too: false}")
+    recipe = load_recipe(str(tmp_path / "r.yaml"))
+    assert run_recipe(recipe, tmp_path / "r", tmp_path / "b", [], lambda call: ran.append(call) or 0) == 0  # type: ignore[func-returns-value]
+    assert ran[0][:4] == ["train", "--vary-worlds", "--seed", "1"]
+    assert ran[1][1] == "--run-dir"
+
+
 def test_stages_go_on_where_they_stopped(tmp_path: Path) -> None:
     """What is done is not done again; a training with a checkpoint is resumed; the first failure ends it."""
     ran: list[list[str]] = []

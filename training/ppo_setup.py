@@ -21,6 +21,7 @@ from rayfold.training.rl_module import LAYOUT, CompactionRLModule
 from rayfold.training.smdp import SMDPPPOLearner
 from rayfold.training.train_config import TrainConfig
 from rayfold.training.trust_region import WAIT_KL_COEFF, TrustRegionPPOLearner
+from rayfold.training.worlds import vary
 
 __all__ = ["build_ppo", "load_net", "policy_net"]
 
@@ -64,6 +65,7 @@ def build_ppo(
         "reward_scale": config.reward_scale,
         "normalize": True,
         "subtract_bound": True,
+        "vary": vary if config.vary_worlds else None,
     }
     settings: Any = PPOConfig(algo_class=CompactionPPO)  # type: ignore[no-untyped-call]
     settings = (

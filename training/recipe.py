@@ -13,7 +13,7 @@ __all__ = ["STAGES", "load_recipe", "run_recipe"]
 STAGES = ("train", "train-leader")  # in this order; the first makes the bundle, the other adds to it
 _OURS = {"run-dir", "bundle", "out", "traces", "synthetic", "resume"}
 
-Recipe = Mapping[str, Mapping[str, str | int | float]]  # stage -> option without dashes -> value
+Recipe = Mapping[str, Mapping[str, bool | str | int | float]]  # stage -> option without dashes -> value
 
 
 def load_recipe(name: str) -> Recipe:
@@ -29,7 +29,7 @@ def load_recipe(name: str) -> Recipe:
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     try:
         content = yaml.safe_load(path.read_text())
-        recipe = TypeAdapter(dict[str, dict[str, str | int | float]]).validate_python(content)
+        recipe = TypeAdapter(dict[str, dict[str, bool | str | int | float]]).validate_python(content)
     except OSError:
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise InputError("--recipe", f"one of {known}, or a YAML file", name) from None
@@ -65,7 +65,7 @@ def run_recipe(
         if done.exists():
             continue
         folder = run_dir / stage
-        options = [part for name, value in recipe[stage].items() for part in (f"--{name}", str(value))]
+        options = [part for name, value in recipe[stage].items() for part in _option(name, value)]
         where = ["--run-dir", str(folder), "--bundle", str(bundle)]
         if stage != STAGES[0]:
             where += ["--out", str(bundle)]
@@ -77,3 +77,10 @@ def run_recipe(
         done.parent.mkdir(parents=True, exist_ok=True)
         done.touch()
     return 0
+
+
+def _option(name: str, value: bool | str | int | float) -> list[str]:
+    """A switch is given by its name, or not at all."""
+    if isinstance(value, bool):
+        return [f"--{name}"] if value else []
+    return [f"--{name}", str(value)]

@@ -31,6 +31,7 @@ class TrainConfig:
 
     run_dir: Path  # checkpoints, event files, progress and the bundle go here
     scenarios: tuple[str, ...] = ("llm_api",)  # shipped names or YAML paths; each episode draws one
+    vary_worlds: bool = False  # each episode of PPO in a world drawn by ``worlds.vary``, else as the scenario is
     traces_dir: Path | None = None
     synthetic: bool = False  # generated traffic instead of traces
     seed: int = 0
@@ -50,7 +51,7 @@ class TrainConfig:
     semi_mdp: bool = True  # discount by the time that passes; otherwise PPO discounts each step, moves included
     lambda_: float = 0.95
     entropy_coeff: float = 0.002
-    wait_kl_coeff: float = 1.0  # weight of the trust region, see trust_region.py; 0 = PPO's clip alone
+    wait_kl_coeff: float = 0.1  # weight of the trust region, see trust_region.py; 0 = PPO's clip alone
     reward_scale: float = 0.2  # of the reward in units of an episode's own first tick, see CompactionVectorEnv
     checkpoint_every_s: float = 60.0
     evaluation_episodes: int = 4  # for the choice of the weights that go into the bundle

@@ -62,6 +62,9 @@ def train(
     batch_steps: Annotated[int, typer.Option(help="Environment steps per PPO iteration.")] = 4096,
     num_envs: Annotated[int, typer.Option(help="Environments per env runner.")] = 32,
     evaluation_episodes: Annotated[int, typer.Option(help="Per scenario, for the choice of the weights.")] = 4,
+    vary_worlds: Annotated[
+        bool, typer.Option("--vary-worlds", help="Draw start-up times, prices and limits anew in every episode.")
+    ] = False,
     seed: int = 0,
     traces: TracesOption = None,
     synthetic: SyntheticOption = False,
@@ -96,6 +99,7 @@ def train(
         batch_steps=batch_steps,
         num_envs=num_envs,
         evaluation_episodes=evaluation_episodes,
+        vary_worlds=vary_worlds,
         seed=seed,
         traces_dir=traces_dir(traces),
         synthetic=synthetic,

@@ -1,5 +1,6 @@
 """The vector environment: every row is an episode of its own, and equal to the scalar environment."""
 
+import dataclasses
 import pickle
 from typing import Any
 
@@ -9,6 +10,7 @@ from gymnasium.vector import AutoresetMode
 
 from rayfold.envs.compaction_env import CompactionEnv
 from rayfold.envs.layout import GLOBAL_FEATURES, ObsLayout
+from rayfold.envs.ledger import Entry
 from rayfold.envs.scenario import Scenario, load_scenario
 from rayfold.envs.state import NodePhase
 from rayfold.envs.vector_env import CompactionVectorEnv
@@ -200,6 +202,46 @@ def test_an_observation_tells_the_baseline(scenarios: list[Scenario]) -> None:
             shares.append(expected)
         obs = env.step(choose(env, obs, rngs))[0]
     assert min(shares) < max(shares)
+
+
+def dearer(scenario: Scenario, factor: float) -> Scenario:
+    """The same with unserved demand that costs ``factor`` times as much."""
+    old = scenario.spec.settings.prices
+    prices = dataclasses.replace(old, unserved_factor=factor * old.unserved_factor)
+    settings = dataclasses.replace(scenario.spec.settings, prices=prices)
+    return dataclasses.replace(scenario, spec=dataclasses.replace(scenario.spec, settings=settings))
+
+
+def test_each_episode_draws_a_world(scenarios: list[Scenario]) -> None:
+    """Another one after its end, and from the same seeds the same ones."""
+
+    def worlds() -> list[list[float]]:
+        env = CompactionVectorEnv(scenarios[:1], 4, vary=lambda s, rng: dearer(s, 1.0 + rng.random()))
+        env.reset(seed=5)
+        seen = []
+        for _ in range(20):  # of episodes of eight ticks
+            seen.append([e.simulator.spec.settings.prices.unserved_factor for e in env.episodes])
+            env.step(np.zeros((4, 2), np.int64))
+        return seen
+
+    seen = worlds()
+    assert len(set(seen[0])) == 4
+    assert all(len({row[b] for row in seen}) == 3 for b in range(4))
+    assert seen == worlds()
+
+
+def test_the_world_is_what_is_paid(scenarios: list[Scenario]) -> None:
+    """Where nothing moves, a price three times as high costs three times as much."""
+
+    def unserved_usd(factor: float) -> float:
+        env = CompactionVectorEnv(scenarios[:1], 4, vary=lambda s, rng: dearer(s, factor))
+        env.reset(seed=5)
+        for _ in range(7):
+            env.step(np.zeros((4, 2), np.int64))
+        return sum(e.simulator.ledger()[Entry.UNSERVED_USD] for e in env.episodes)
+
+    assert unserved_usd(1.0) > 0.0
+    assert unserved_usd(3.0) == pytest.approx(3.0 * unserved_usd(1.0))
 
 
 def test_horizon_shortens_and_never_lengthens(scenarios: list[Scenario]) -> None:

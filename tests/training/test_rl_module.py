@@ -13,6 +13,7 @@ from rayfold.envs.layout import NOOP, ObsLayout
 from rayfold.envs.scenario import load_scenario
 from rayfold.envs.vector_env import CompactionVectorEnv
 from rayfold.training.rl_module import LAYOUT, CompactionRLModule
+from rayfold.training.trust_region import wait_kl
 
 NETWORK = {"dim": 16, "heads": 2, "layers": 1, "noop_bias": 0.0}
 NUM_ENVS = 8
@@ -98,12 +99,18 @@ def test_entropy_estimate_is_unbiased(env: CompactionVectorEnv, module: Any) -> 
     assert abs(estimate.mean() - exact) < 5 * estimate.std() / 20_000**0.5 + 1e-4
 
 
-def test_stored_inputs_are_a_stub(env: CompactionVectorEnv, module: Any) -> None:
-    """Sampling stores one float per step, and the KL divergence that would need more says so."""
-    obs = torch.from_numpy(env.reset(seed=0)[0])
-    out = module.forward_exploration({Columns.OBS: obs})
-    assert out[Columns.ACTION_DIST_INPUTS].shape == (NUM_ENVS, 1)
-    distribution = module.get_train_action_dist_cls().from_logits(torch.zeros(1, sum(action_space(env.layout).nvec)))
+def test_stored_inputs_are_the_log_probability_of_noop(env: CompactionVectorEnv, module: Any) -> None:
+    """One float per step, from which the trust region starts at 0; a KL divergence that would need more says so."""
+    obs = real_observations(env, module)
+    with torch.no_grad():
+        sampled = module.forward_exploration({Columns.OBS: obs})
+        out = module.forward_train({Columns.OBS: obs, Columns.ACTIONS: sampled[Columns.ACTIONS]})
+    stored = sampled[Columns.ACTION_DIST_INPUTS]
+    distribution = module.get_train_action_dist_cls().from_logits(out[Columns.ACTION_DIST_INPUTS])
+    assert stored.shape == (len(obs), 1)
+    assert (stored.exp() < 0.9).any()
+    torch.testing.assert_close(stored[:, 0], distribution.source_logits.log_softmax(-1)[:, NOOP])
+    torch.testing.assert_close(wait_kl(stored[:, 0], distribution.source_logits), torch.zeros(len(obs)))
     with pytest.raises(NotImplementedError, match="use_kl_loss=False"):
         distribution.kl(distribution)
 
