@@ -1,4 +1,4 @@
-"""``train``: warm start from a heuristic, then PPO, then a policy bundle.
+"""``train``: warm start from a heuristic or from a bundle, then PPO, then a policy bundle.
 
 One run is one folder: ``train.json``, ``checkpoints/``, ``progress.jsonl``, TensorBoard event files, ``bundle/``.
 """
@@ -25,7 +25,7 @@ from rayfold.envs.episode import scenario_layout
 from rayfold.envs.layout import ObsLayout
 from rayfold.envs.scenario import Scenario, Split
 from rayfold.errors import InputError
-from rayfold.policies.bundle import TrainingCard, save_bundle
+from rayfold.policies.bundle import TrainingCard, load_bundle, save_bundle
 from rayfold.policies.by_name import HEURISTICS, make_policy
 from rayfold.policies.learned import LearnedPolicy
 from rayfold.policies.network import CompactionNet
@@ -79,8 +79,8 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
     if config.resume:
         config = load_train_config(config)
         newest_checkpoint(config.run_dir)
-    if config.warm_start and config.warm_start not in HEURISTICS:
-        raise InputError("--warm-start", " or ".join(HEURISTICS), config.warm_start)
+    elif config.warm_start and config.warm_start not in HEURISTICS:
+        config = dataclasses.replace(config, network=_start_of(config).config)
     scenarios = config.load_scenarios()
     config.run_dir.mkdir(parents=True, exist_ok=True)
     save_train_config(config)
@@ -213,6 +213,8 @@ class _Run:
     def _warm_start(self) -> CompactionNet | None:
         if not self.config.warm_start:
             return None
+        if self.config.warm_start not in HEURISTICS:
+            return _start_of(self.config)
         config, minutes = self.config, self.config.stop_minutes
         settings = ImitationConfig(
             num_steps=config.warm_start_steps,
@@ -294,6 +296,17 @@ class _Run:
             versions=package_versions(),
             metrics={} if excess_frac is None else {"evaluation/excess_frac": excess_frac},
         )
+
+
+def _start_of(config: TrainConfig) -> CompactionNet:
+    """The network of the bundle to go on from.
+
+    Raises:
+        InputError: There is none, or it cannot be used.
+    """
+    if not Path(config.warm_start).is_dir():
+        raise InputError("--warm-start", f"{', '.join(HEURISTICS)}, or the directory of a bundle", config.warm_start)
+    return load_bundle(Path(config.warm_start)).net
 
 
 def _figures(sampled: dict[str, Any], learned: dict[str, Any]) -> dict[str, float]:

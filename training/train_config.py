@@ -38,7 +38,7 @@ class TrainConfig:
     stop_minutes: float | None = 3.0  # wall time of this call, the warm start's included
     stop_steps: int | None = None  # environment steps of PPO, those before a resume included
     resume: bool = False  # go on from the newest checkpoint in run_dir, with the settings saved there
-    warm_start: str = "dearest_first"  # heuristic to imitate first; empty = none
+    warm_start: str = "dearest_first"  # heuristic to imitate first, or a bundle to go on from; empty = none
     warm_start_steps: int = 16_000
     network: NetworkConfig = field(default_factory=NetworkConfig)
     horizon_s: float | None = 14_400.0  # longest episode; None = the scenario's own

@@ -16,7 +16,7 @@ from ray.rllib.core.columns import Columns
 
 from rayfold.envs.episode import scenario_layout
 from rayfold.errors import InputError
-from rayfold.policies.bundle import load_bundle
+from rayfold.policies.bundle import TrainingCard, load_bundle, save_bundle
 from rayfold.policies.network import CompactionNet, NetworkConfig
 from rayfold.training.checkpoints import FOLDER, POSITION, newest_checkpoint, restore_newest
 from rayfold.training.env_runner import BatchedEnvRunner
@@ -201,6 +201,22 @@ def test_ctrl_c_saves_and_returns(tmp_path: Path, phase: Phase) -> None:
     assert signal.getsignal(signal.SIGINT) is handler
     assert load_bundle(result.bundle_dir).card.steps == result.position.steps
     assert newest_checkpoint(tmp_path) == result.checkpoint
+
+
+@pytest.mark.cluster
+def test_a_bundle_can_be_gone_on_from(tmp_path: Path) -> None:
+    """PPO begins with its weights, whatever its width; of what came of it the better one is chosen."""
+    torch.manual_seed(7)
+    net = CompactionNet(NetworkConfig(dim=24, heads=3)).eval()
+    save_bundle(tmp_path / "old", net, TrainingCard(scenarios=("smoke",), seed=0, steps=1, minutes=0.0))
+    tiny = small(tmp_path / "run", warm_start=str(tmp_path / "old"), lr=1e-12, stop_steps=256)
+    result = train(tiny)
+    assert set(result.evaluation_excess_frac) >= {"warm_start", "last"}
+    found = load_bundle(result.bundle_dir)
+    assert found.card.warm_start == str(tmp_path / "old")
+    assert found.net.config == net.config
+    for name, tensor in net.state_dict().items():
+        torch.testing.assert_close(found.net.state_dict()[name], tensor, atol=1e-6, rtol=0.0)
 
 
 def test_resume_without_a_run_is_refused(tmp_path: Path) -> None:
