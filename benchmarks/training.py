@@ -6,9 +6,10 @@ with each training seed on ``llm_api``, and plays the same validation episodes w
 shipped recipe, in batches of a quarter, so that there are as many updates as in a third of it. Ctrl-C ends it, and
 what is done is told.
 
-Variants: ``whole``; ``no semi-MDP discount`` (RLlib's own advantage, which discounts moves too); ``no warm start``;
-``no evacuations`` (single moves only); ``no traffic`` (load, trend and calm of deployments read as 0); ``narrow`` (half
-the width); ``large batches`` (four times as many steps per update, as in the recipe).
+Variants: ``whole``; ``no semi-MDP discount`` (RLlib's own advantage, which discounts moves too); ``no trust region``
+(PPO's clip alone); ``no warm start``; ``no evacuations`` (single moves only); ``no traffic`` (load, trend and calm of
+deployments read as 0); ``narrow`` (half the width); ``large batches`` (four times as many steps per update, as in the
+recipe); ``other worlds`` (start-ups, prices and limits drawn for every episode).
 """
 
 import argparse
@@ -28,7 +29,7 @@ from rayfold.envs.scenario import Scenario, Split, load_scenario
 from rayfold.policies.bundle import load_bundle
 from rayfold.policies.exact import Exact, ExactSettings
 from rayfold.policies.learned import LearnedPolicy
-from rayfold.policies.network import NetworkConfig
+from rayfold.policies.network import CompactionNet, NetworkConfig
 from rayfold.policies.protocol import Policy
 from rayfold.policies.tuned import tuned_settings
 from rayfold.training.bootstrap import mean_of, relative
@@ -45,11 +46,13 @@ REFERENCE, WHOLE = "exact, tuned", "whole"
 VARIANTS: dict[str, dict[str, Any]] = {
     WHOLE: {},
     "no semi-MDP discount": {"semi_mdp": False},
+    "no trust region": {"wait_kl_coeff": 0.0},
     "no warm start": {"warm_start": ""},
     "no evacuations": {"network": NetworkConfig(evacuates=False)},
     "no traffic": {"network": NetworkConfig(unseen=("load", "load_slow", "wanted_rel", "calm"))},
     "narrow": {"network": NetworkConfig(dim=32)},
     "large batches": {"batch_steps": 8192, "num_envs": 64},
+    "other worlds": {"vary_worlds": True},
 }
 SHOWN = ("total_usd", "moves", "undone_moves", "unserved_request_s")
 
@@ -86,12 +89,15 @@ def config_of(unit: Unit, job: Job, run_dir: Path) -> TrainConfig:
     return dataclasses.replace(base, **VARIANTS[unit.variant])
 
 
+def trained(job: Job, unit: Unit) -> CompactionNet:
+    """The network that a variant chose."""
+    with tempfile.TemporaryDirectory() as folder:
+        return load_bundle(train(config_of(unit, job, Path(folder))).bundle_dir).net
+
+
 def play(job: Job, unit: Unit) -> dict[str, list[dict[str, float]]]:
     """Metrics by scenario and episode."""
-    with tempfile.TemporaryDirectory() as folder:
-        net = None
-        if unit.variant != REFERENCE:
-            net = load_bundle(train(config_of(unit, job, Path(folder))).bundle_dir).net
+    net = None if unit.variant == REFERENCE else trained(job, unit)
 
     def policy(scenario: Scenario) -> Policy:
         if net is not None:
