@@ -42,7 +42,7 @@ class TrainingCard:
     seed: int
     steps: int  # environment steps, the warm start's excluded
     minutes: float  # wall time, the warm start's included
-    warm_start: str = ""  # name of the imitated policy, empty = none
+    warm_start: str = ""  # name of the imitated policy, or the bundle gone on from and its origin; empty = none
     created_utc: str = ""  # ISO 8601
     git_commit: str = ""  # empty = not a git checkout
     versions: dict[str, str] = field(default_factory=dict)  # package -> version

@@ -11,7 +11,9 @@ from rayfold.policies.bundle import load_bundle
 from rayfold.training.recipe import STAGES, load_recipe, run_recipe
 
 SMALL = """
-train: {scenario: smoke, stop-steps: 256, batch-steps: 128, num-envs: 4, evaluation-episodes: 1, warm-start: ""}
+train:
+  - {scenario: smoke, stop-steps: 256, batch-steps: 128, num-envs: 4, evaluation-episodes: 1, warm-start: ""}
+  - {scenario: smoke, stop-steps: 128, batch-steps: 128, num-envs: 4, evaluation-episodes: 1, vary-worlds: true}
 train-leader: {scenario: smoke, episodes: 5, horizon-h: 1}
 """
 
@@ -28,6 +30,9 @@ def test_shipped_recipe_makes_every_part() -> None:
         ("train-leader: {}", "no train"),
         ("train: {run-dir: x}", "run-dir"),
         ("train: [1]", "stages with their options"),
+        ("train: []", "one or more, got 0"),
+        ("train: [{seed: 1}, {resume: true}]", "resume"),
+        ("train: {seed: 1}\ntrain-leader: [{episodes: 5}, {episodes: 5}]", "expected one lesson"),
         ("train: {", "stages with their options"),
         ("", "stages with their options"),
     ],
@@ -79,7 +84,7 @@ def test_stages_go_on_where_they_stopped(tmp_path: Path) -> None:
         ran.append(arguments)
         return codes[len(ran) - 1]
 
-    recipe = {"train-leader": {"episodes": 5}, "train": {"seed": 1}}
+    recipe = {"train-leader": [{"episodes": 5}], "train": [{"seed": 1}]}
     (tmp_path / "r" / "train" / "checkpoints" / "000000000512").mkdir(parents=True)
     results = [run_recipe(recipe, tmp_path / "r", tmp_path / "b", ["--synthetic"], invoke) for _ in range(4)]
     assert results == [130, 3, 0, 0]
@@ -94,6 +99,28 @@ def test_stages_go_on_where_they_stopped(tmp_path: Path) -> None:
     ]
 
 
+def test_each_lesson_goes_on_from_the_one_before(tmp_path: Path) -> None:
+    """In a folder of its own; where it was interrupted it is resumed, not begun again."""
+    ran: list[list[str]] = []
+    codes = [0, 130, 0]
+
+    def invoke(arguments: list[str]) -> int:
+        ran.append(arguments)
+        if code := codes[len(ran) - 1]:
+            (tmp_path / "r" / "train-2" / "checkpoints" / "000000000512").mkdir(parents=True)
+        return code
+
+    recipe = {"train": [{"seed": 1}, {"seed": 2}]}
+    assert [run_recipe(recipe, tmp_path / "r", tmp_path / "b", [], invoke) for _ in range(2)] == [130, 0]
+    first, second = tmp_path / "r" / "train", tmp_path / "r" / "train-2"
+    shared = ["--bundle", str(tmp_path / "b")]
+    assert ran == [
+        ["train", "--seed", "1", "--run-dir", str(first), *shared],
+        ["train", "--seed", "2", "--run-dir", str(second), *shared, "--warm-start", str(tmp_path / "b")],
+        ["train", "--seed", "2", "--run-dir", str(second), *shared, "--resume"],
+    ]
+
+
 @pytest.mark.learning
 def test_a_small_recipe_makes_a_bundle(tmp_path: Path) -> None:
     """Network and leader, each trained here."""
@@ -104,5 +131,6 @@ def test_a_small_recipe_makes_a_bundle(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     made = load_bundle(out)
     assert made.card.scenarios == ("smoke",)
+    assert made.card.warm_start.startswith(f"{out} (smoke, ")
     assert made.leader is not None
     assert made.leader.card.episodes == 5

@@ -25,7 +25,7 @@ from rayfold.envs.episode import scenario_layout
 from rayfold.envs.layout import ObsLayout
 from rayfold.envs.scenario import Scenario, Split
 from rayfold.errors import InputError
-from rayfold.policies.bundle import TrainingCard, load_bundle, save_bundle
+from rayfold.policies.bundle import PolicyBundle, TrainingCard, load_bundle, save_bundle
 from rayfold.policies.by_name import HEURISTICS, make_policy
 from rayfold.policies.learned import LearnedPolicy
 from rayfold.policies.network import CompactionNet
@@ -80,7 +80,10 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
         config = load_train_config(config)
         newest_checkpoint(config.run_dir)
     elif config.warm_start and config.warm_start not in HEURISTICS:
-        config = dataclasses.replace(config, network=_start_of(config).config)
+        start = _start_of(config)
+        card, name = start.card, config.warm_start
+        origin = f"{name} ({', '.join(card.scenarios)}, {card.steps:,} steps, commit {card.git_commit or 'unknown'})"
+        config = dataclasses.replace(config, network=start.net.config, origin=origin)
     scenarios = config.load_scenarios()
     config.run_dir.mkdir(parents=True, exist_ok=True)
     save_train_config(config)
@@ -214,7 +217,7 @@ class _Run:
         if not self.config.warm_start:
             return None
         if self.config.warm_start not in HEURISTICS:
-            return _start_of(self.config)
+            return _start_of(self.config).net
         config, minutes = self.config, self.config.stop_minutes
         settings = ImitationConfig(
             num_steps=config.warm_start_steps,
@@ -290,7 +293,7 @@ class _Run:
             seed=self.config.seed,
             steps=self.position.steps,
             minutes=self.position.minutes,
-            warm_start=self.config.warm_start,
+            warm_start=self.config.origin or self.config.warm_start,
             created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             git_commit=self.git_commit,
             versions=package_versions(),
@@ -298,15 +301,15 @@ class _Run:
         )
 
 
-def _start_of(config: TrainConfig) -> CompactionNet:
-    """The network of the bundle to go on from.
+def _start_of(config: TrainConfig) -> PolicyBundle:
+    """The bundle to go on from.
 
     Raises:
         InputError: There is none, or it cannot be used.
     """
     if not Path(config.warm_start).is_dir():
         raise InputError("--warm-start", f"{', '.join(HEURISTICS)}, or the directory of a bundle", config.warm_start)
-    return load_bundle(Path(config.warm_start)).net
+    return load_bundle(Path(config.warm_start))
 
 
 def _figures(sampled: dict[str, Any], learned: dict[str, Any]) -> dict[str, float]:

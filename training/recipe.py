@@ -1,6 +1,6 @@
 """Recipes: the verbs that make a bundle, one after the other, with the options of a file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -11,9 +11,11 @@ from rayfold.errors import InputError
 __all__ = ["STAGES", "load_recipe", "run_recipe"]
 
 STAGES = ("train", "train-leader")  # in this order; the first makes the bundle, the other adds to it
+_Options = dict[str, bool | str | int | float]
 _OURS = {"run-dir", "bundle", "out", "traces", "synthetic", "resume"}
 
-Recipe = Mapping[str, Mapping[str, bool | str | int | float]]  # stage -> option without dashes -> value
+Options = Mapping[str, bool | str | int | float]  # option without dashes -> value
+Recipe = Mapping[str, Sequence[Options]]  # stage -> its lessons; each goes on from the bundle of the one before
 
 
 def load_recipe(name: str) -> Recipe:
@@ -29,18 +31,21 @@ def load_recipe(name: str) -> Recipe:
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     try:
         content = yaml.safe_load(path.read_text())
-        recipe = TypeAdapter(dict[str, dict[str, bool | str | int | float]]).validate_python(content)
+        given = TypeAdapter(dict[str, _Options | list[_Options]]).validate_python(content)
     except OSError:
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise InputError("--recipe", f"one of {known}, or a YAML file", name) from None
     except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as err:
         raise InputError(str(path), "stages with their options", str(err).splitlines()[0]) from None
+    recipe = {stage: lessons if isinstance(lessons, list) else [lessons] for stage, lessons in given.items()}
     unknown = set(recipe) - set(STAGES)
     if unknown or STAGES[0] not in recipe:
         told = ", ".join(sorted(unknown)) or f"no {STAGES[0]}"
         raise InputError(str(path), f"the stages {', '.join(STAGES)}, the first in any case", told)
-    for stage, options in recipe.items():
-        if taken := _OURS & set(options):
+    for stage, lessons in recipe.items():
+        if not lessons or (stage != STAGES[0] and len(lessons) > 1):
+            raise InputError(f"{path}: {stage}", f"one lesson, of {STAGES[0]} one or more", len(lessons))
+        if taken := _OURS & {name for options in lessons for name in options}:
             raise InputError(f"{path}: {stage}", "options without those of the caller", ", ".join(sorted(taken)))
     return recipe
 
@@ -60,17 +65,19 @@ def run_recipe(
     Returns:
         Exit code of the first stage that failed; 0 if none did.
     """
-    for stage in (stage for stage in STAGES if stage in recipe):
-        done = run_dir / f"{stage}.done"
+    for stage, k, lesson in [(s, k, lesson) for s in STAGES for k, lesson in enumerate(recipe.get(s, ()))]:
+        folder = run_dir / (f"{stage}-{k + 1}" if k else stage)
+        done = folder.with_suffix(".done")
         if done.exists():
             continue
-        folder = run_dir / stage
-        options = [part for name, value in recipe[stage].items() for part in _option(name, value)]
+        options = [part for name, value in lesson.items() for part in _option(name, value)]
         where = ["--run-dir", str(folder), "--bundle", str(bundle)]
         if stage != STAGES[0]:
             where += ["--out", str(bundle)]
         elif any(folder.glob("checkpoints/[0-9]*")):
             where.append("--resume")  # for as long again: the stop rule is of one call
+        elif k:
+            where += ["--warm-start", str(bundle)]
         code = invoke([stage, *options, *where, *common])
         if code:
             return code

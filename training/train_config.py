@@ -39,6 +39,7 @@ class TrainConfig:
     stop_steps: int | None = None  # environment steps of PPO, those before a resume included
     resume: bool = False  # go on from the newest checkpoint in run_dir, with the settings saved there
     warm_start: str = "dearest_first"  # heuristic to imitate first, or a bundle to go on from; empty = none
+    origin: str = ""  # of a warm start from a bundle: what that was trained on; ``train`` fills it in
     warm_start_steps: int = 16_000
     network: NetworkConfig = field(default_factory=NetworkConfig)
     horizon_s: float | None = 14_400.0  # longest episode; None = the scenario's own

@@ -213,7 +213,7 @@ def test_a_bundle_can_be_gone_on_from(tmp_path: Path) -> None:
     result = train(tiny)
     assert set(result.evaluation_excess_frac) >= {"warm_start", "last"}
     found = load_bundle(result.bundle_dir)
-    assert found.card.warm_start == str(tmp_path / "old")
+    assert found.card.warm_start == f"{tmp_path / 'old'} (smoke, 1 steps, commit unknown)"
     assert found.net.config == net.config
     for name, tensor in net.state_dict().items():
         torch.testing.assert_close(found.net.state_dict()[name], tensor, atol=1e-6, rtol=0.0)
