@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rayfold.errors import InputError
+from rayfold.training.averaging import WeightAverage
 
 __all__ = ["RunPosition", "newest_checkpoint", "restore_newest", "save_checkpoint"]
 
-FOLDER, POSITION = "checkpoints", "position.json"
+FOLDER, POSITION, AVERAGE = "checkpoints", "position.json", "average.safetensors"
 NUM_KEPT = 2
 
 
@@ -23,19 +24,21 @@ class RunPosition:
     iterations: int = 0
 
 
-def save_checkpoint(algorithm: Any, run_dir: Path, position: RunPosition) -> Path:
+def save_checkpoint(algorithm: Any, run_dir: Path, position: RunPosition, average: WeightAverage) -> Path:
     """Saves an RLlib algorithm.
 
     Args:
         algorithm: The ``Algorithm``.
         run_dir: The run's folder.
         position: Saved beside it.
+        average: Too.
     """
     folder = run_dir.resolve() / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     final, scratch = folder / f"{position.steps:012d}", folder / ".partial"
     shutil.rmtree(scratch, ignore_errors=True)
     algorithm.save_to_path(str(scratch / "algorithm"))
+    average.save(scratch / AVERAGE)
     (scratch / POSITION).write_text(json.dumps(asdict(position)) + "\n")
     if final.exists():
         shutil.rmtree(final)
@@ -57,8 +60,8 @@ def newest_checkpoint(run_dir: Path) -> Path:
     return found[-1]
 
 
-def restore_newest(algorithm: Any, run_dir: Path) -> RunPosition:
-    """Loads the newest checkpoint into a freshly built algorithm.
+def restore_newest(algorithm: Any, run_dir: Path, average: WeightAverage) -> RunPosition:
+    """Loads the newest checkpoint into a freshly built algorithm, and its average.
 
     Raises:
         InputError: There is none, or it is broken.
@@ -67,6 +70,7 @@ def restore_newest(algorithm: Any, run_dir: Path) -> RunPosition:
     try:
         position = RunPosition(**json.loads((path / POSITION).read_text()))
         algorithm.restore_from_path(str(path / "algorithm"))
+        average.load(path / AVERAGE, position.iterations)
     except Exception as err:  # RLlib raises whatever its pickles and files raise
         raise InputError(str(path), "a complete checkpoint", f"{type(err).__name__}: {err}".split("\n")[0]) from err
     return position

@@ -29,6 +29,7 @@ from rayfold.policies.bundle import PolicyBundle, TrainingCard, load_bundle, sav
 from rayfold.policies.by_name import HEURISTICS, make_policy
 from rayfold.policies.learned import LearnedPolicy
 from rayfold.policies.network import CompactionNet
+from rayfold.training.averaging import WeightAverage
 from rayfold.training.checkpoints import RunPosition, newest_checkpoint, restore_newest, save_checkpoint
 from rayfold.training.evaluation import run_episode
 from rayfold.training.imitation import ImitationConfig, demonstrate, imitate
@@ -43,7 +44,7 @@ __all__ = ["TrainResult", "train"]
 
 log = logging.getLogger(__name__)
 
-NUM_CANDIDATES = 4  # weights kept for the final choice, evenly over the call, besides the warm start's
+NUM_CANDIDATES = 4  # averages kept for the final choice, evenly over the call, besides first and last weights
 WARM_START_SHARE = 0.25  # of stop_minutes, at most
 EVALUATION_SEED = 1_000_000_007  # added to the run's seed: episodes that training does not draw
 
@@ -55,7 +56,7 @@ class TrainResult:
     bundle_dir: Path
     checkpoint: Path
     position: RunPosition  # as the checkpoint holds it
-    chosen: str  # which weights are in the bundle: "warm_start", "ppo_<steps>" or "last"
+    chosen: str  # which weights are in the bundle: "warm_start", "average_<steps>", "average" or "last"
     evaluation_excess_frac: dict[str, float]  # mean bill above the lower bound, per candidate
     interrupted: bool
 
@@ -182,17 +183,18 @@ class _Run:
         torch.manual_seed(self.config.seed)
         net = None if self.config.resume else self._warm_start()
         algorithm = build_ppo(self.config, self.scenarios, self.layout)
+        average = WeightAverage(policy_net(algorithm) if net is None else net)
         try:
             if self.config.resume:
-                self.before = restore_newest(algorithm, self.config.run_dir)
+                self.before = restore_newest(algorithm, self.config.run_dir, average)
                 self.steps, self.iterations = self.before.steps, self.before.iterations
             elif net is not None:
                 load_net(algorithm, net)
                 self.candidates["warm_start"] = net.eval()
-            self._improve(algorithm)
+            self._improve(algorithm, average)
             position = self.position
-            checkpoint = save_checkpoint(algorithm, self.config.run_dir, position)
-            self.candidates["last"] = policy_net(algorithm)
+            checkpoint = save_checkpoint(algorithm, self.config.run_dir, position, average)
+            self.candidates["average"], self.candidates["last"] = average.net(), policy_net(algorithm)
         finally:
             algorithm.stop()  # type: ignore[no-untyped-call]
         chosen, excesses = self._choose()
@@ -244,7 +246,7 @@ class _Run:
         )
         return net
 
-    def _improve(self, algorithm: Any) -> None:
+    def _improve(self, algorithm: Any, average: WeightAverage) -> None:
         """PPO until the stopping rule or an interrupt; a checkpoint now and then."""
         saved_s, next_candidate = self.elapsed_s, 1
         while self.done_frac() < 1.0 and not self.stop.is_set():
@@ -254,6 +256,7 @@ class _Run:
             # A fresh algorithm counts from 0, a restored one goes on.
             self.steps = int(sampled["num_env_steps_sampled_lifetime"])
             self.iterations += 1
+            average.add(policy_net(algorithm))
             speed = (self.steps - steps_before) / max(1e-9, self.elapsed_s - begun_s)
             self._report(
                 Phase.PPO,
@@ -265,10 +268,10 @@ class _Run:
             )
             # The mean return of an iteration says more of its episodes than of its weights, so it chooses nothing.
             if self.done_frac() >= next_candidate / NUM_CANDIDATES and next_candidate < NUM_CANDIDATES:
-                self.candidates[f"ppo_{self.steps}"] = policy_net(algorithm)
+                self.candidates[f"average_{self.steps}"] = average.net()
                 next_candidate = int(self.done_frac() * NUM_CANDIDATES) + 1
             if self.elapsed_s - saved_s > self.config.checkpoint_every_s:
-                save_checkpoint(algorithm, self.config.run_dir, self.position)
+                save_checkpoint(algorithm, self.config.run_dir, self.position, average)
                 saved_s = self.elapsed_s
 
     def _choose(self) -> tuple[str, dict[str, float]]:

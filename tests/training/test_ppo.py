@@ -18,6 +18,7 @@ from rayfold.envs.episode import scenario_layout
 from rayfold.errors import InputError
 from rayfold.policies.bundle import TrainingCard, load_bundle, save_bundle
 from rayfold.policies.network import CompactionNet, NetworkConfig
+from rayfold.training.averaging import WeightAverage
 from rayfold.training.checkpoints import FOLDER, POSITION, newest_checkpoint, restore_newest
 from rayfold.training.env_runner import BatchedEnvRunner
 from rayfold.training.ppo import train
@@ -175,7 +176,8 @@ def test_resume_restores_the_weights(tmp_path: Path) -> None:
     with ray_session(2):
         algorithm = build_ppo(config, scenarios, scenario_layout(*scenarios))
         fresh = policy_net(algorithm).state_dict()
-        assert restore_newest(algorithm, tmp_path).steps == result.position.steps
+        average = WeightAverage(policy_net(algorithm))
+        assert restore_newest(algorithm, tmp_path, average).steps == result.position.steps
         restored = policy_net(algorithm).state_dict()
         algorithm.stop()  # type: ignore[no-untyped-call]
     assert any(not torch.equal(fresh[name], saved[name]) for name in saved)
