@@ -26,7 +26,7 @@ from rayfold.envs.layout import ObsLayout
 from rayfold.envs.scenario import Scenario, Split
 from rayfold.errors import InputError
 from rayfold.policies.bundle import PolicyBundle, TrainingCard, load_bundle, save_bundle
-from rayfold.policies.by_name import HEURISTICS, make_policy
+from rayfold.policies.by_name import HEURISTICS, NETWORK, make_policy, shipped_bundle
 from rayfold.policies.learned import LearnedPolicy
 from rayfold.policies.network import CompactionNet
 from rayfold.training.averaging import WeightAverage
@@ -305,14 +305,16 @@ class _Run:
 
 
 def _start_of(config: TrainConfig) -> PolicyBundle:
-    """The bundle to go on from.
+    """The bundle to go on from; ``network`` is the shipped one.
 
     Raises:
         InputError: There is none, or it cannot be used.
     """
-    if not Path(config.warm_start).is_dir():
-        raise InputError("--warm-start", f"{', '.join(HEURISTICS)}, or the directory of a bundle", config.warm_start)
-    return load_bundle(Path(config.warm_start))
+    folder = shipped_bundle() if config.warm_start == NETWORK else Path(config.warm_start)
+    if not folder.is_dir():
+        known = ", ".join([*HEURISTICS, NETWORK])
+        raise InputError("--warm-start", f"{known}, or the directory of a bundle", config.warm_start)
+    return load_bundle(folder)
 
 
 def _figures(sampled: dict[str, Any], learned: dict[str, Any]) -> dict[str, float]:

@@ -38,7 +38,9 @@ class TrainConfig:
     stop_minutes: float | None = 3.0  # wall time of this call, the warm start's included
     stop_steps: int | None = None  # environment steps of PPO, those before a resume included
     resume: bool = False  # go on from the newest checkpoint in run_dir, with the settings saved there
-    warm_start: str = "dearest_first"  # heuristic to imitate first, or a bundle to go on from; empty = none
+    warm_start: str = (
+        "dearest_first"  # heuristic to imitate; or bundle to go on from, "network" = shipped; empty = none
+    )
     origin: str = ""  # of a warm start from a bundle: what that was trained on; ``train`` fills it in
     warm_start_steps: int = 16_000
     network: NetworkConfig = field(default_factory=NetworkConfig)

@@ -58,7 +58,7 @@ def train(
     bundle: Annotated[Path | None, typer.Option(help="Write the policy bundle here too.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --run-dir.")] = False,
     warm_start: Annotated[
-        str, typer.Option(help="Heuristic to imitate first, or a bundle to go on from; '' = none.")
+        str, typer.Option(help="Heuristic to imitate; or go on from a bundle, 'network' = the shipped one; '' = none.")
     ] = "dearest_first",
     lr: Annotated[float, typer.Option(help="Learning rate of PPO.")] = 3e-4,
     batch_steps: Annotated[int, typer.Option(help="Environment steps per PPO iteration.")] = 4096,

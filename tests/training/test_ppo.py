@@ -17,6 +17,7 @@ from ray.rllib.core.columns import Columns
 from rayfold.envs.episode import scenario_layout
 from rayfold.errors import InputError
 from rayfold.policies.bundle import TrainingCard, load_bundle, save_bundle
+from rayfold.policies.by_name import NETWORK, shipped_bundle
 from rayfold.policies.network import CompactionNet, NetworkConfig
 from rayfold.training.averaging import WeightAverage
 from rayfold.training.checkpoints import FOLDER, POSITION, newest_checkpoint, restore_newest
@@ -206,19 +207,22 @@ def test_ctrl_c_saves_and_returns(tmp_path: Path, phase: Phase) -> None:
 
 
 @pytest.mark.cluster
-def test_a_bundle_can_be_gone_on_from(tmp_path: Path) -> None:
-    """PPO begins with its weights, whatever its width; of what came of it the better one is chosen."""
-    torch.manual_seed(7)
-    net = CompactionNet(NetworkConfig(dim=24, heads=3)).eval()
-    save_bundle(tmp_path / "old", net, TrainingCard(scenarios=("smoke",), seed=0, steps=1, minutes=0.0))
-    tiny = small(tmp_path / "run", warm_start=str(tmp_path / "old"), lr=1e-12, stop_steps=256)
-    result = train(tiny)
-    assert set(result.evaluation_excess_frac) >= {"warm_start", "last"}
+@pytest.mark.parametrize("is_shipped", [False, True])
+def test_a_bundle_can_be_gone_on_from(tmp_path: Path, is_shipped: bool) -> None:
+    """PPO begins with its weights, whatever its width, and the card says whose they were."""
+    name = NETWORK if is_shipped else str(tmp_path / "old")
+    if not is_shipped:
+        torch.manual_seed(7)
+        net = CompactionNet(NetworkConfig(dim=24, heads=3)).eval()
+        save_bundle(tmp_path / "old", net, TrainingCard(scenarios=("smoke",), seed=0, steps=1, minutes=0.0))
+    old = load_bundle(shipped_bundle() if is_shipped else tmp_path / "old")
+    result = train(small(tmp_path / "run", warm_start=name, lr=1e-12, stop_steps=256))
+    assert set(result.evaluation_excess_frac) >= {"warm_start", "average", "last"}
     found = load_bundle(result.bundle_dir)
-    assert found.card.warm_start == f"{tmp_path / 'old'} (smoke, 1 steps, commit unknown)"
-    assert found.net.config == net.config
-    for name, tensor in net.state_dict().items():
-        torch.testing.assert_close(found.net.state_dict()[name], tensor, atol=1e-6, rtol=0.0)
+    assert found.card.warm_start.startswith(f"{name} ({', '.join(old.card.scenarios)}, {old.card.steps:,} steps, ")
+    assert found.net.config == old.net.config
+    for weight, tensor in old.net.state_dict().items():
+        torch.testing.assert_close(found.net.state_dict()[weight], tensor, atol=1e-6, rtol=0.0)
 
 
 def test_resume_without_a_run_is_refused(tmp_path: Path) -> None:
