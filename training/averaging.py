@@ -8,10 +8,9 @@ import copy
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from rayfold.policies.network import CompactionNet
-from rayfold.policies.weights import packed
+from rayfold.policies.weights import packed, restore
 
 __all__ = ["WeightAverage"]
 
@@ -51,6 +50,9 @@ class WeightAverage:
         Args:
             path: What ``save`` wrote.
             count: How many weights are in it.
+
+        Raises:
+            InputError: It is missing, broken, or of another network.
         """
-        self._net.load_state_dict(load_file(path))
+        restore(self._net, path)
         self._count = count
