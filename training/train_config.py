@@ -38,9 +38,8 @@ class TrainConfig:
     stop_minutes: float | None = 3.0  # wall time of this call, the warm start's included
     stop_steps: int | None = None  # environment steps of PPO, those before a resume included
     resume: bool = False  # go on from the newest checkpoint in run_dir, with the settings saved there
-    warm_start: str = (
-        "dearest_first"  # heuristic to imitate; or bundle to go on from, "network" = shipped; empty = none
-    )
+    # A heuristic to imitate first, a bundle to go on from ("network" is the shipped one), or empty.
+    warm_start: str = "dearest_first"
     origin: str = ""  # of a warm start from a bundle: what that was trained on; ``train`` fills it in
     warm_start_steps: int = 16_000
     network: NetworkConfig = field(default_factory=NetworkConfig)
