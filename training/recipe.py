@@ -11,7 +11,6 @@ from rayfold.errors import InputError
 __all__ = ["STAGES", "load_recipe", "run_recipe"]
 
 STAGES = ("train", "train-leader")  # in this order; the first makes the bundle, the other adds to it
-_Options = dict[str, bool | str | int | float]
 _OURS = {"run-dir", "bundle", "out", "traces", "synthetic", "resume"}
 
 Options = Mapping[str, bool | str | int | float]  # option without dashes -> value
@@ -31,7 +30,7 @@ def load_recipe(name: str) -> Recipe:
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     try:
         content = yaml.safe_load(path.read_text())
-        given = TypeAdapter(dict[str, _Options | list[_Options]]).validate_python(content)
+        given = TypeAdapter(dict[str, Options | list[Options]]).validate_python(content)
     except OSError:
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise InputError("--recipe", f"one of {known}, or a YAML file", name) from None

@@ -30,7 +30,7 @@ def wait_kl(old_noop_logp: Tensor, source_logits: Tensor) -> Tensor:
         source_logits: ``(B, S)`` of the policy that learns, masked; index 0 is NOOP.
     """
     logp = source_logits.log_softmax(-1)
-    act_logp = source_logits[:, NOOP + 1 :].logsumexp(-1) - source_logits.logsumexp(-1)
+    act_logp = logp[:, NOOP + 1 :].logsumexp(-1)
     old_act = -torch.expm1(old_noop_logp)
     # Where nothing may be begun, both probabilities of acting are 0: 0 * (log tiny + 1e9) is finite, and 0.
     old_act_logp = old_act.clamp(min=torch.finfo(old_act.dtype).tiny).log()

@@ -1,6 +1,5 @@
 """The vector environment: every row is an episode of its own, and equal to the scalar environment."""
 
-import dataclasses
 import pickle
 from typing import Any
 
@@ -14,6 +13,7 @@ from rayfold.envs.ledger import Entry
 from rayfold.envs.scenario import Scenario, load_scenario
 from rayfold.envs.state import NodePhase
 from rayfold.envs.vector_env import CompactionVectorEnv
+from rayfold.training.worlds import scaled
 
 
 @pytest.fixture(scope="module")
@@ -204,19 +204,11 @@ def test_an_observation_tells_the_baseline(scenarios: list[Scenario]) -> None:
     assert min(shares) < max(shares)
 
 
-def dearer(scenario: Scenario, factor: float) -> Scenario:
-    """The same with unserved demand that costs ``factor`` times as much."""
-    old = scenario.spec.settings.prices
-    prices = dataclasses.replace(old, unserved_factor=factor * old.unserved_factor)
-    settings = dataclasses.replace(scenario.spec.settings, prices=prices)
-    return dataclasses.replace(scenario, spec=dataclasses.replace(scenario.spec, settings=settings))
-
-
 def test_each_episode_draws_a_world(scenarios: list[Scenario]) -> None:
     """Another one after its end, and from the same seeds the same ones."""
 
     def worlds() -> list[list[float]]:
-        env = CompactionVectorEnv(scenarios[:1], 4, vary=lambda s, rng: dearer(s, 1.0 + rng.random()))
+        env = CompactionVectorEnv(scenarios[:1], 4, vary=lambda s, rng: scaled(s, prices=1.0 + rng.random()))
         env.reset(seed=5)
         seen = []
         for _ in range(20):  # of episodes of eight ticks
@@ -234,7 +226,7 @@ def test_the_world_is_what_is_paid(scenarios: list[Scenario]) -> None:
     """Where nothing moves, a price three times as high costs three times as much."""
 
     def unserved_usd(factor: float) -> float:
-        env = CompactionVectorEnv(scenarios[:1], 4, vary=lambda s, rng: dearer(s, factor))
+        env = CompactionVectorEnv(scenarios[:1], 4, vary=lambda s, rng: scaled(s, prices=factor))
         env.reset(seed=5)
         for _ in range(7):
             env.step(np.zeros((4, 2), np.int64))
