@@ -80,18 +80,19 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
     if config.resume:
         config = load_train_config(config)
         newest_checkpoint(config.run_dir)
-    elif config.warm_start and config.warm_start not in HEURISTICS:
+    net = None
+    if not config.resume and config.warm_start and config.warm_start not in HEURISTICS:
         start = _start_of(config)
-        card, name = start.card, config.warm_start
+        net, card, name = start.net, start.card, config.warm_start
         origin = f"{name} ({', '.join(card.scenarios)}, {card.steps:,} steps, commit {card.git_commit or 'unknown'})"
-        config = dataclasses.replace(config, network=start.net.config, origin=origin)
+        config = dataclasses.replace(config, network=net.config, origin=origin)
     scenarios = config.load_scenarios()
     config.run_dir.mkdir(parents=True, exist_ok=True)
     save_train_config(config)
     torch.set_num_threads(1)  # two threads on a shared machine stall in each other's way (RLLIB_NOTES Q6)
     num_cpus = max(2, 1 + config.num_env_runners + config.num_learners)
     with ray_session(num_cpus), _stop_on_interrupt() as stop, _Journal(config, on_progress) as journal:
-        return _Run(config, scenarios, stop, journal).run()
+        return _Run(config, scenarios, stop, journal, net).run()
 
 
 @contextlib.contextmanager
@@ -150,9 +151,15 @@ class _Run:
     """One call of ``train``, from the warm start to the bundle."""
 
     def __init__(
-        self, config: TrainConfig, scenarios: list[Scenario], stop: threading.Event, journal: _Journal
+        self,
+        config: TrainConfig,
+        scenarios: list[Scenario],
+        stop: threading.Event,
+        journal: _Journal,
+        net: CompactionNet | None,
     ) -> None:
         self.config, self.scenarios, self.stop, self.journal = config, scenarios, stop, journal
+        self.net = net  # of the bundle to go on from
         self.layout: ObsLayout = scenario_layout(*scenarios)
         self.begun_s = time.monotonic()
         self.before = RunPosition()
@@ -216,10 +223,8 @@ class _Run:
         self.journal.write(record)
 
     def _warm_start(self) -> CompactionNet | None:
-        if not self.config.warm_start:
-            return None
-        if self.config.warm_start not in HEURISTICS:
-            return _start_of(self.config).net
+        if self.net is not None or not self.config.warm_start:
+            return self.net
         config, minutes = self.config, self.config.stop_minutes
         settings = ImitationConfig(
             num_steps=config.warm_start_steps,
