@@ -18,6 +18,7 @@ from rayfold.envs.views import by_reference
 
 __all__ = [
     "DEPLOYMENT_FEATURES",
+    "DT_INDEX",
     "GLOBAL_FEATURES",
     "NODE_FEATURES",
     "NODE_TYPE_FEATURES",
@@ -40,6 +41,7 @@ GLOBAL_FEATURES = (
     "pack",  # 1 = pack scheduling, 0 = spread
     "pending_frac",  # replicas waiting for a node
 )
+DT_INDEX = GLOBAL_FEATURES.index("dt_intervals")  # in the flat vector too, which begins with these
 NODE_FEATURES = (
     "present",
     "alive",

@@ -4,6 +4,7 @@ Autoreset is NEXT_STEP, which is what RLlib's ``SingleAgentEnvRunner`` (2.60) ex
 last one ignores the action and returns the first observation of the next episode with reward 0.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -44,6 +45,8 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
             is the relaxed one, which an observation tells: the reported bound jumps by whole nodes, unforeseen by
             the value function, and a policy did not learn beside that noise (docs/learning.md, 8).
         vary: Draws another world like the scenario for each episode, of the same size; None = the scenario as it is.
+        group_size: So many environments side by side play the same episodes: scenario, world, traffic and first
+            placement are equal, and what becomes of them is the policy's doing. ``traffic_ids`` tells which.
         seed: Seeds the first reset where ``reset`` gives none.
         num_threads: Threads that step the clusters side by side; the results do not depend on it.
     """
@@ -63,13 +66,14 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         normalize: bool = False,
         subtract_bound: bool = False,
         vary: Callable[[Scenario, np.random.Generator], Scenario] | None = None,
+        group_size: int = 1,
         seed: int | None = None,
         num_threads: int = 1,
     ) -> None:
         self.scenarios = [s if horizon_s is None else s.with_horizon(min(horizon_s, s.horizon_s)) for s in scenarios]
         self.num_envs, self.split = num_envs, split
         self.reward_scale, self.normalize, self.subtract_bound = reward_scale, normalize, subtract_bound
-        self._vary = vary
+        self._vary, self._group_size = vary, group_size
         self.layout = layout or scenario_layout(*scenarios)
         least = scenario_layout(*scenarios)
         if any(size < needed for size, needed in zip(self.layout, least, strict=True)):
@@ -78,7 +82,8 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         self.single_action_space = action_space(self.layout)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._rngs = np.random.default_rng(seed).spawn(num_envs)
+        self._rngs = self._spawn(np.random.default_rng(seed))
+        self.traffic_ids = np.zeros(num_envs, np.int64)  # (B,) equal where environments play the same episode
         self.episodes: list[Episode] = []
         self._scale = np.full(num_envs, reward_scale, np.float64)  # (B,) reward per US dollar
         self._ended = np.zeros(num_envs, np.bool_)
@@ -119,8 +124,15 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         self.__dict__.update(state)
         self._lay_out()
 
+    def _spawn(self, rng: np.random.Generator) -> list[np.random.Generator]:
+        """One generator per environment, equal within a group; they stay so, since only beginning an episode draws."""
+        num_groups = -(-self.num_envs // self._group_size)
+        equal = [copy.deepcopy(child) for child in rng.spawn(num_groups) for _ in range(self._group_size)]
+        return equal[: self.num_envs]
+
     def _begin(self, b: int) -> Episode:
         rng = self._rngs[b]
+        self.traffic_ids[b] = _id_of(rng)
         scenario = self.scenarios[int(rng.integers(len(self.scenarios)))]
         if self._vary is not None:
             scenario = self._vary(scenario, rng)
@@ -152,7 +164,7 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         if isinstance(seed, list):
             self._rngs = [np.random.default_rng(s) for s in seed]
         elif seed is not None:
-            self._rngs = np.random.default_rng(seed).spawn(self.num_envs)
+            self._rngs = self._spawn(np.random.default_rng(seed))
         self.episodes = [self._begin(b) for b in range(self.num_envs)]
         self._lay_down_all()
         self._ended[:] = False
@@ -210,6 +222,12 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         """Ends the threads."""
         if self._pool is not None:
             self._pool.shutdown()
+
+
+def _id_of(rng: np.random.Generator) -> int:
+    """Equal for generators that will draw and spawn the same."""
+    bits: Any = rng.bit_generator
+    return hash((bits.state["state"]["state"], bits.seed_seq.n_children_spawned))
 
 
 def _address_columns(parts: Parts) -> list[int]:

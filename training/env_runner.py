@@ -15,6 +15,9 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 
+from rayfold.envs.layout import DT_INDEX
+from rayfold.training.input_baseline import TRAFFIC_TICK
+
 __all__ = ["EPISODE_METRICS", "BatchedEnvRunner"]
 
 EPISODE_METRICS = ("total_usd", "excess_frac", "moves", "undone_moves", "node_h")  # of the ledger, per finished episode
@@ -34,6 +37,7 @@ class BatchedEnvRunner(SingleAgentEnvRunner):
         obs: NDArray[np.float32] = self.env.reset(seed=seed)[0]
         self._was_done = np.zeros(self.num_envs, np.bool_)
         self._returns, self._lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, np.int64)
+        self._ticks = np.zeros(self.num_envs, np.int64)  # decision intervals that the episode is old
         self._needs_initial_reset = False
         return obs
 
@@ -58,12 +62,14 @@ class BatchedEnvRunner(SingleAgentEnvRunner):
             with torch.inference_mode():
                 out = forward({Columns.OBS: torch.from_numpy(self._obs).to(self._device)})
             actions, logp, inputs = (out[key].cpu().numpy() for key in _OUTPUTS)
+            traffic_tick = np.stack([self.env.unwrapped.traffic_ids, self._ticks], -1)
             obs, rewards, terminated, truncated, _ = self.env.step(actions)
             all_obs.append(obs)
-            rows.append((actions, logp, inputs, rewards, terminated, truncated, self._was_done))
+            rows.append((actions, logp, inputs, rewards, terminated, truncated, self._was_done, traffic_tick))
             steps += self.num_envs - int(self._was_done.sum())
             done = terminated | truncated
             episodes += self._count(rewards, done)
+            self._ticks = np.where(self._was_done, 0, self._ticks + (obs[:, DT_INDEX] > 0))
             self._obs, self._was_done = obs, done
         if num_episodes is not None:
             self._needs_initial_reset = True
@@ -95,6 +101,7 @@ class BatchedEnvRunner(SingleAgentEnvRunner):
         terminated: NDArray[Any],
         truncated: NDArray[Any],
         skipped: NDArray[Any],
+        traffic_tick: NDArray[Any],  # (T, B, 2)
     ) -> list[Any]:
         """Episode chunks, in the stock runner's order: ended ones as they ended, then the unfinished ones."""
         ended: list[tuple[int, int, Any]] = []
@@ -119,6 +126,7 @@ class BatchedEnvRunner(SingleAgentEnvRunner):
                     extra_model_outputs={
                         Columns.ACTION_LOGP: InfiniteLookbackBuffer(logp[steps, b]),
                         Columns.ACTION_DIST_INPUTS: InfiniteLookbackBuffer(inputs[steps, b]),
+                        TRAFFIC_TICK: InfiniteLookbackBuffer(traffic_tick[steps, b]),
                     },
                     len_lookback_buffer=0,
                 )

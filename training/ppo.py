@@ -37,6 +37,7 @@ from rayfold.training.ppo_setup import build_ppo, load_net, policy_net
 from rayfold.training.progress import Phase, Progress
 from rayfold.training.provenance import git_commit, package_versions
 from rayfold.training.ray_session import ray_session
+from rayfold.training.smdp import INPUT_EXPLAINED
 from rayfold.training.train_config import TrainConfig, load_train_config, save_train_config
 from rayfold.training.trust_region import WAIT_KL
 
@@ -330,6 +331,7 @@ def _figures(sampled: dict[str, Any], learned: dict[str, Any]) -> dict[str, floa
         "learner/value_explained": (learned, "vf_explained_var"),
         "learner/entropy": (learned, "entropy"),
         "learner/wait_kl": (learned, WAIT_KL),
+        "learner/input_explained": (learned, INPUT_EXPLAINED),
         "learner/total_loss": (learned, "total_loss"),
         "episode/excess_frac": (sampled, "excess_frac"),
         "episode/undone_moves": (sampled, "undone_moves"),

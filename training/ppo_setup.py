@@ -66,6 +66,7 @@ def build_ppo(
         "normalize": True,
         "subtract_bound": True,
         "vary": vary if config.vary_worlds else None,
+        "group_size": config.group_size,
     }
     settings: Any = PPOConfig(algo_class=CompactionPPO)  # type: ignore[no-untyped-call]
     settings = (

@@ -16,12 +16,13 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.utils.numpy import convert_to_numpy
 
-from rayfold.envs.layout import GLOBAL_FEATURES
+from rayfold.envs.layout import DT_INDEX
+from rayfold.training.input_baseline import TRAFFIC_TICK, without_input
 from rayfold.training.trust_region import TrustRegionPPOLearner
 
-__all__ = ["SMDPPPOLearner", "SemiMDPAdvantage", "smdp_advantages"]
+__all__ = ["INPUT_EXPLAINED", "SMDPPPOLearner", "SemiMDPAdvantage", "smdp_advantages"]
 
-DT_INDEX = GLOBAL_FEATURES.index("dt_intervals")  # the global features come first in the flat observation
+INPUT_EXPLAINED = "input_explained"  # name of the metric: share of the advantages' variance that is the traffic's
 
 
 @njit(cache=True)
@@ -85,8 +86,13 @@ class SemiMDPAdvantage(ConnectorV2):
         self.gamma, self.lambda_ = gamma, lambda_
         self._to_tensor: Any = None
 
-    def __call__(self, *, rl_module: Any, episodes: Any, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Adds ADVANTAGES (standardised over real steps) and VALUE_TARGETS to each module's batch."""
+    def __call__(
+        self, *, rl_module: Any, episodes: Any, batch: dict[str, Any], metrics: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Adds ADVANTAGES (standardised over real steps) and VALUE_TARGETS to each module's batch.
+
+        Where the batch tells whose traffic each step met, the advantages are those without its part.
+        """
         for module_id, columns in batch.items():
             predicted = rl_module[module_id].compute_values(columns)
             values = _floats(predicted)
@@ -103,6 +109,11 @@ class SemiMDPAdvantage(ConnectorV2):
                 self.lambda_,
             )
             targets = advantages + values
+            if TRAFFIC_TICK in columns:
+                traffic_tick = np.asarray(convert_to_numpy(columns[TRAFFIC_TICK]), np.int64)
+                advantages, explained = without_input(advantages, is_step, traffic_tick)
+                if metrics is not None:
+                    metrics.log_value((module_id, INPUT_EXPLAINED), explained, window=1)
             real = advantages[is_step]
             advantages = (advantages - real.mean()) / max(1e-4, real.std())
             if self._to_tensor is None:

@@ -45,6 +45,7 @@ class TrainConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     horizon_s: float | None = 14_400.0  # longest episode; None = the scenario's own
     num_envs: int = 32  # per env runner
+    group_size: int = 4  # environments that play the same episodes, for the input-dependent baseline; 1 = none do
     batch_steps: int = 4096  # environment steps per PPO iteration
     minibatch: int = 512
     epochs: int = 3
@@ -82,6 +83,9 @@ class TrainConfig:
         for flag, count in (("--num-env-runners", self.num_env_runners), ("--num-learners", self.num_learners)):
             if count < 0:
                 raise InputError(flag, "0 or more", count)
+        for flag, count in (("--num-envs", self.num_envs), ("--group-size", self.group_size)):
+            if count < 1:
+                raise InputError(flag, "1 or more", count)
 
 
 def save_train_config(config: TrainConfig) -> None:

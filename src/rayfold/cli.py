@@ -63,6 +63,9 @@ def train(
     lr: Annotated[float, typer.Option(help="Learning rate of PPO.")] = 3e-4,
     batch_steps: Annotated[int, typer.Option(help="Environment steps per PPO iteration.")] = 4096,
     num_envs: Annotated[int, typer.Option(help="Environments per env runner.")] = 32,
+    group_size: Annotated[
+        int, typer.Option(help="Environments that play the same episodes, whose advantages are compared; 1 = none do.")
+    ] = 4,
     evaluation_episodes: Annotated[int, typer.Option(help="Per scenario, for the choice of the weights.")] = 4,
     vary_worlds: Annotated[
         bool, typer.Option("--vary-worlds", help="Draw start-up times, prices and limits anew in every episode.")
@@ -100,6 +103,7 @@ def train(
         lr=lr,
         batch_steps=batch_steps,
         num_envs=num_envs,
+        group_size=group_size,
         evaluation_episodes=evaluation_episodes,
         vary_worlds=vary_worlds,
         seed=seed,

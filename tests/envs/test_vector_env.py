@@ -8,12 +8,13 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from rayfold.envs.compaction_env import CompactionEnv
+from rayfold.envs.episode import Episode
 from rayfold.envs.layout import GLOBAL_FEATURES, ObsLayout
 from rayfold.envs.ledger import Entry
 from rayfold.envs.scenario import Scenario, load_scenario
 from rayfold.envs.state import NodePhase
 from rayfold.envs.vector_env import CompactionVectorEnv
-from rayfold.training.worlds import scaled
+from rayfold.training.worlds import scaled, vary
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,46 @@ def test_seeds(scenarios: list[Scenario]) -> None:
     np.testing.assert_array_equal(again, first(twin))
     np.testing.assert_array_equal(first(env, 5), first(twin, 5))
     assert (first(env, 5) != first(twin, 6)).any()
+
+
+def test_a_group_plays_the_same_episodes(scenarios: list[Scenario]) -> None:
+    """Three groups of two, the second of each making moves: world and traffic are equal over several episodes.
+
+    An id stands for one of them, and never comes again.
+    """
+
+    def told(episode: Episode) -> tuple[Any, ...]:
+        """What an episode's traffic, world and first placement are."""
+        sim = episode.simulator
+        prices = episode.scenario.spec.settings.prices
+        return episode.scenario.name, prices, sim.traffic.ongoing.tobytes(), episode.limits
+
+    env = CompactionVectorEnv(scenarios, 6, vary=vary, group_size=2)
+    obs = env.reset(seed=3)[0]
+    np.testing.assert_array_equal(obs[::2], obs[1::2])
+    assert len(np.unique(obs, axis=0)) == 3
+    rng, is_apart = np.random.default_rng(0), False
+    begun = [{int(i): told(episode)} for i, episode in zip(env.traffic_ids, env.episodes, strict=True)]
+    for _ in range(80):
+        actions = choose(env, obs, [rng] * 6)
+        actions[::2] = 0
+        obs = env.step(actions)[0]
+        for b, (i, episode) in enumerate(zip(env.traffic_ids, env.episodes, strict=True)):
+            begun[b].setdefault(int(i), told(episode))
+        is_apart |= any((obs[2 * g] != obs[2 * g + 1]).any() for g in range(3))
+    assert is_apart
+    for waiting, moving in zip(begun[::2], begun[1::2], strict=True):
+        together = min(len(waiting), len(moving))
+        assert together > 2
+        assert list(waiting.items())[:together] == list(moving.items())[:together]
+    told_of = [what for waiting in begun[::2] for what in waiting.values()]
+    assert len(set(told_of)) == len(told_of) == len({i for waiting in begun[::2] for i in waiting})
+
+
+def test_groups_of_one_are_the_rows_of_a_seed(scenarios: list[Scenario]) -> None:
+    """The first of each group is the row that the same seed gives without groups; a last group may be smaller."""
+    alone, grouped = CompactionVectorEnv(scenarios, 3), CompactionVectorEnv(scenarios, 8, group_size=3)
+    np.testing.assert_array_equal(alone.reset(seed=4)[0], grouped.reset(seed=4)[0][::3])
 
 
 def test_spaces_hold_what_is_exchanged(scenarios: list[Scenario]) -> None:

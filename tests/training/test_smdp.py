@@ -5,9 +5,9 @@ import pytest
 from numpy.typing import NDArray
 from ray.rllib.utils.postprocessing.value_predictions import compute_value_targets
 
-from rayfold.envs.layout import ObsLayout
+from rayfold.envs.layout import DT_INDEX, ObsLayout
 from rayfold.training.imitation import discounted_returns
-from rayfold.training.smdp import DT_INDEX, smdp_advantages
+from rayfold.training.smdp import smdp_advantages
 
 
 def chunks(rng: np.random.Generator, lengths: list[int]) -> tuple[NDArray[np.float32], ...]:
