@@ -6,7 +6,8 @@ with each training seed on ``llm_api``, and plays the same validation episodes w
 shipped recipe, in batches of a quarter, so that there are as many updates as in a third of it. Ctrl-C ends it, and
 what is done is told.
 
-Variants: ``whole``; ``no semi-MDP discount`` (RLlib's own advantage, which discounts moves too); ``no trust region``
+Variants: ``whole``; ``no input-dependent baseline`` (rollouts of the same traffic are not compared); ``no semi-MDP
+discount`` (RLlib's own advantage, which discounts moves too and has no such baseline either); ``no trust region``
 (PPO's clip alone); ``no warm start``; ``no evacuations`` (single moves only); ``no traffic`` (load, trend and calm of
 deployments read as 0); ``narrow`` (half the width); ``large batches`` (four times as many steps per update, as in the
 recipe); ``other worlds`` (start-ups, prices and limits drawn for every episode).
@@ -45,7 +46,8 @@ PLAYED = "llm_api,llm_api_pack_groups,slow_start"
 REFERENCE, WHOLE = "exact, tuned", "whole"
 VARIANTS: dict[str, dict[str, Any]] = {
     WHOLE: {},
-    "no semi-MDP discount": {"semi_mdp": False},
+    "no input-dependent baseline": {"group_size": 1},
+    "no semi-MDP discount": {"semi_mdp": False, "group_size": 1},
     "no trust region": {"wait_kl_coeff": 0.0},
     "no warm start": {"warm_start": ""},
     "no evacuations": {"network": NetworkConfig(evacuates=False)},
@@ -53,6 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "narrow": {"network": NetworkConfig(dim=32)},
     "large batches": {"batch_steps": 8192, "num_envs": 64},
     "other worlds": {"vary_worlds": True},
+    "more entropy": {"entropy_coeff": 0.006},
 }
 SHOWN = ("total_usd", "moves", "undone_moves", "unserved_request_s")
 

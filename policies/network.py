@@ -101,6 +101,12 @@ def action_logp(source_logits: Tensor, destination_logits: Tensor, actions: Tens
     return source + destination
 
 
+def _without_improbable(logits: Tensor, min_p: float) -> Tensor:
+    """Masks choices with less than ``min_p`` of the likeliest one's probability; all together stay as likely."""
+    kept = logits.masked_fill(logits < logits.max(-1, keepdim=True).values + math.log(min_p), MASKED)
+    return kept + (logits.logsumexp(-1, keepdim=True) - kept.logsumexp(-1, keepdim=True))
+
+
 def _pick(logits: Tensor, greedy: bool, generator: torch.Generator | None) -> Tensor:
     """One index per row; sampled by the Gumbel-max trick unless greedy."""
     if greedy:
@@ -232,19 +238,35 @@ class CompactionNet(nn.Module):
         value: Tensor = self.value_out(pooled)
         return value.squeeze(-1)
 
-    def act(self, obs: Obs, *, greedy: bool = False, generator: torch.Generator | None = None) -> Choice:
+    def act(
+        self,
+        obs: Obs,
+        *,
+        greedy: bool = False,
+        min_p: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Choice:
         """Chooses one action per row.
 
         Args:
             obs: As for ``encode``.
             greedy: Take the likeliest source, then the likeliest destination, instead of sampling.
+            min_p: Of all that may be done, and then of its destinations, only what is at least so likely as this share
+                of the likeliest is sampled; whether to wait is sampled as ever. The share is in [0, 1].
             generator: Source of randomness, torch's global one if None.
+
+        Returns:
+            The actions with their probabilities before ``min_p``.
         """
         encoding = self.encode(obs)
         source_logits = self.source_logits(obs, encoding)
-        source = _pick(source_logits, greedy, generator)
+        sampled = source_logits
+        if min_p > 0.0:
+            sampled = torch.cat([sampled[:, :1], _without_improbable(sampled[:, 1:], min_p)], -1)
+        source = _pick(sampled, greedy, generator)
         destination_logits = self.destination_logits(obs, encoding, source)
-        destination = _pick(destination_logits, greedy, generator)
+        sampled = _without_improbable(destination_logits, min_p) if min_p > 0.0 else destination_logits
+        destination = _pick(sampled, greedy, generator)
         actions = torch.stack([source, destination], -1)
         logp = action_logp(source_logits, destination_logits, actions)
         return Choice(actions, logp, source_logits.log_softmax(-1)[:, NOOP])

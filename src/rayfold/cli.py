@@ -66,6 +66,7 @@ def train(
     group_size: Annotated[
         int, typer.Option(help="Environments that play the same episodes, whose advantages are compared; 1 = none do.")
     ] = 4,
+    entropy_coeff: Annotated[float, typer.Option(help="Weight of PPO's entropy bonus.")] = 0.002,
     evaluation_episodes: Annotated[int, typer.Option(help="Per scenario, for the choice of the weights.")] = 4,
     vary_worlds: Annotated[
         bool, typer.Option("--vary-worlds", help="Draw start-up times, prices and limits anew in every episode.")
@@ -104,6 +105,7 @@ def train(
         batch_steps=batch_steps,
         num_envs=num_envs,
         group_size=group_size,
+        entropy_coeff=entropy_coeff,
         evaluation_episodes=evaluation_episodes,
         vary_worlds=vary_worlds,
         seed=seed,

@@ -13,7 +13,7 @@ from rayfold.envs.safety import check_move
 from rayfold.envs.scenario import Scenario, Split, load_scenario
 from rayfold.envs.state import ClusterState, StateArrays
 from rayfold.envs.transition import with_move
-from rayfold.policies.learned import LearnedPolicy
+from rayfold.policies.learned import MIN_P, LearnedPolicy
 from rayfold.policies.network import CompactionNet, NetworkConfig
 from rayfold.policies.protocol import Policy
 
@@ -108,7 +108,7 @@ def test_plans_are_the_environments_actions(name: str, net: CompactionNet) -> No
         while outcome is None or outcome.num_moves:
             obs = layout.split(torch.from_numpy(by_action.encode(elapsed)).unsqueeze(0))
             with torch.inference_mode():
-                source, destination = net.act(obs, generator=generator).actions[0].tolist()
+                source, destination = net.act(obs, min_p=MIN_P, generator=generator).actions[0].tolist()
             outcome = by_action.act(source, destination)
             elapsed = outcome.dt_intervals
             num_moves += outcome.num_moves

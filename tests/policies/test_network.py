@@ -210,6 +210,29 @@ def test_sampling_follows_the_log_probabilities() -> None:
         assert abs(share - p) < 5 * math.sqrt(p * (1 - p) / 20_000) + 1e-4
 
 
+@pytest.mark.parametrize("min_p", [0.0, 0.5])
+def test_min_p_drops_improbable_moves_only(min_p: float) -> None:
+    """Waiting stays as likely as it is; with it no move below the share is made, without it some are."""
+    net, obs = trained_net(), random_obs(batch=1)
+    many = {name: part.expand(4000, *part.shape[1:]) for name, part in obs.items()}
+    with torch.inference_mode():
+        encoding = net.encode(many)
+        source_logits = net.source_logits(many, encoding)
+        choice = net.act(many, min_p=min_p, generator=torch.Generator().manual_seed(3))
+        source, destination = choice.actions.T
+        destination_logits = net.destination_logits(many, encoding, source)
+    torch.testing.assert_close(choice.logp, action_logp(source_logits, destination_logits, choice.actions))
+    p_noop = float(choice.noop_logp[0].exp())
+    waits = source == NOOP
+    assert float(waits.float().mean()) == pytest.approx(p_noop, abs=4.0 * math.sqrt(p_noop * (1.0 - p_noop) / 4000))
+    assert 0.05 < p_noop < 0.95
+    acts, to = source_logits[:, NOOP + 1 :], destination_logits
+    share_of_source = (acts.gather(1, (source - 1).clamp(min=0)[:, None])[:, 0] - acts.amax(1)).exp()[~waits]
+    share_of_destination = (to.gather(1, destination[:, None])[:, 0] - to.amax(1)).exp()[~waits]
+    assert (float(share_of_source.min()) < 0.5) == (min_p == 0.0)
+    assert (float(share_of_destination.min()) < 0.5) == (min_p == 0.0)
+
+
 def test_same_generator_seed_same_actions() -> None:
     """Sampling depends on the generator only."""
     net, obs = trained_net(), random_obs()
