@@ -2,6 +2,10 @@
 
 The heuristic's plans are taken apart into the actions of the decision process, one by one, and played in real
 episodes. The value head learns the semi-MDP returns that followed, so that PPO starts with a baseline.
+
+A network that errs comes into states that the heuristic never shows. DAgger (Ross, Gordon and Bagnell, AISTATS 2011):
+after a first round the network plays, the heuristic is asked in every state what it would do there, and a network
+learns from all rounds together.
 """
 
 import time
@@ -17,12 +21,17 @@ from rayfold.envs.episode import Episode
 from rayfold.envs.layout import NOOP, ObsLayout
 from rayfold.envs.safety import Limits
 from rayfold.envs.scenario import Scenario, Split
+from rayfold.policies.learned import MIN_P
 from rayfold.policies.network import CompactionNet, action_logp
 from rayfold.policies.protocol import Policy
 
-__all__ = ["Demonstrations", "ImitationConfig", "demonstrate", "discounted_returns", "imitate"]
+__all__ = ["TEACHER_FRAC", "Demonstrations", "ImitationConfig", "demonstrate", "discounted_returns", "imitate"]
+
+TEACHER_FRAC = 0.25  # of the episodes where a student plays: these its teacher plays all the same
 
 MakePolicy = Callable[[Limits], Policy]
+Vary = Callable[[Scenario, np.random.Generator], Scenario]
+Act = Callable[[NDArray[np.float32]], tuple[int, int]]  # an observation, and the action taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +39,7 @@ class ImitationConfig:
     """How long and how to imitate."""
 
     num_steps: int = 16_000  # actions to demonstrate, at least one episode
-    epochs: int = 3
+    epochs: int = 6
     minibatch: int = 256
     lr: float = 2e-3  # peak of a one-cycle schedule
     value_coeff: float = 0.5
@@ -40,7 +49,7 @@ class ImitationConfig:
 
 
 class Demonstrations(NamedTuple):
-    """What was seen and done, M steps of several episodes."""
+    """What was seen and what the heuristic did or would have done, M steps of several episodes."""
 
     obs: NDArray[np.float32]  # (M, size)
     actions: NDArray[np.int64]  # (M, 2)
@@ -68,25 +77,27 @@ def discounted_returns(
 
 
 def _demonstrate_episode(
-    episode: Episode, policy: Policy, rng: np.random.Generator, config: ImitationConfig
+    episode: Episode, policy: Policy, rng: np.random.Generator, config: ImitationConfig, act: Act | None
 ) -> Demonstrations:
+    """One episode; the policy's own actions are played if ``act`` is None, and only told otherwise."""
     obs: list[NDArray[np.float32]] = []
     actions: list[tuple[int, int]] = []
     rewards: list[float] = []
     dt: list[float] = []
     policy.reset()
     pending: list[tuple[int, int]] = []
-    elapsed, truncated, is_tick = 0.0, False, True
+    elapsed, truncated, is_asked = 0.0, False, True
     while not truncated:
-        if is_tick:
+        if is_asked:
             plan = policy.plan(episode.simulator.state(), rng)
             pending = [episode.to_action(move) for move in plan.moves]
-        action = pending.pop(0) if pending else (NOOP, 0)
+        told = pending.pop(0) if pending else (NOOP, 0)
         obs.append(episode.encode(elapsed))
-        outcome = episode.act(*action)
-        actions.append(action if outcome.num_moves else (NOOP, 0))
+        outcome = episode.act(*(told if act is None else act(obs[-1])))
+        actions.append(told if act is not None or outcome.num_moves else (NOOP, 0))
         rewards.append((outcome.reward_usd + outcome.baseline_usd) * config.reward_scale / episode.first_tick_usd)
-        elapsed, truncated, is_tick = outcome.dt_intervals, outcome.truncated, outcome.num_moves == 0
+        elapsed, truncated = outcome.dt_intervals, outcome.truncated
+        is_asked = act is not None or outcome.num_moves == 0
         dt.append(elapsed)
     # Beyond this many intervals less than a tenth of the return is missing.
     min_left = np.log(0.1) / np.log(config.gamma) if 0.0 < config.gamma < 1.0 else 0.0
@@ -102,6 +113,9 @@ def demonstrate(
     rng: np.random.Generator,
     config: ImitationConfig,
     should_stop: Callable[[], bool] = lambda: False,
+    *,
+    vary: Vary | None = None,
+    student: CompactionNet | None = None,
 ) -> Demonstrations:
     """Plays episodes of the train split, scenario after scenario, until there are enough steps.
 
@@ -112,18 +126,37 @@ def demonstrate(
         rng: Draws episodes and policy.
         config: How many steps; half of ``max_s`` is for this.
         should_stop: Ends it after the present episode.
+        vary: Draws another world like the scenario for each episode.
+        student: The network, in eval mode, that plays most episodes, while the heuristic tells what it would do.
     """
     parts: list[Demonstrations] = []
     begun, num_steps = time.monotonic(), 0
     while num_steps < config.num_steps:
         scenario = scenarios[len(parts) % len(scenarios)]
-        episode_rng, policy_rng = rng.spawn(2)
+        episode_rng, policy_rng, world_rng = rng.spawn(3)
+        if vary is not None:
+            scenario = vary(scenario, world_rng)
         episode = Episode(scenario, layout, Split.TRAIN, episode_rng)
-        parts.append(_demonstrate_episode(episode, make_policy(scenario.limits), policy_rng, config))
+        is_students = student is not None and policy_rng.random() >= TEACHER_FRAC
+        act = _play(student, layout, policy_rng) if student is not None and is_students else None
+        parts.append(_demonstrate_episode(episode, make_policy(scenario.limits), policy_rng, config, act))
         num_steps += len(parts[-1].actions)
         if should_stop() or time.monotonic() - begun > 0.5 * config.max_s:
             break
     return Demonstrations(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _play(net: CompactionNet, layout: ObsLayout, rng: np.random.Generator) -> Act:
+    """The network's play, sampled as ``LearnedPolicy`` does."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**63 - 1)))
+
+    def act(obs: NDArray[np.float32]) -> tuple[int, int]:
+        with torch.inference_mode():
+            choice = net.act(layout.split(torch.from_numpy(obs).unsqueeze(0)), min_p=MIN_P, generator=generator)
+        source, destination = choice.actions[0].tolist()
+        return source, destination
+
+    return act
 
 
 def imitate(

@@ -26,13 +26,13 @@ from rayfold.envs.layout import ObsLayout
 from rayfold.envs.scenario import Scenario, Split
 from rayfold.errors import InputError
 from rayfold.policies.bundle import PolicyBundle, TrainingCard, load_bundle, save_bundle
-from rayfold.policies.by_name import HEURISTICS, NETWORK, make_policy, shipped_bundle
+from rayfold.policies.by_name import HEURISTICS, NETWORK, make_policy, policy_maker, shipped_bundle
 from rayfold.policies.learned import LearnedPolicy
 from rayfold.policies.network import CompactionNet
 from rayfold.training.averaging import WeightAverage
 from rayfold.training.checkpoints import RunPosition, newest_checkpoint, restore_newest, save_checkpoint
 from rayfold.training.evaluation import run_episode
-from rayfold.training.imitation import ImitationConfig, demonstrate, imitate
+from rayfold.training.imitation import Demonstrations, ImitationConfig, demonstrate, imitate
 from rayfold.training.ppo_setup import build_ppo, load_net, policy_net
 from rayfold.training.progress import Phase, Progress
 from rayfold.training.provenance import git_commit, package_versions
@@ -40,6 +40,7 @@ from rayfold.training.ray_session import ray_session
 from rayfold.training.smdp import INPUT_EXPLAINED
 from rayfold.training.train_config import TrainConfig, load_train_config, save_train_config
 from rayfold.training.trust_region import WAIT_KL
+from rayfold.training.worlds import vary
 
 __all__ = ["TrainResult", "train"]
 
@@ -82,11 +83,13 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
         config = load_train_config(config)
         newest_checkpoint(config.run_dir)
     net = None
-    if not config.resume and config.warm_start and config.warm_start not in HEURISTICS:
+    if not config.resume and config.warm_start and config.warm_start.partition("(")[0] not in HEURISTICS:
         start = _start_of(config)
         net, card, name = start.net, start.card, config.warm_start
         origin = f"{name} ({', '.join(card.scenarios)}, {card.steps:,} steps, commit {card.git_commit or 'unknown'})"
         config = dataclasses.replace(config, network=net.config, origin=origin)
+    elif not config.resume and config.warm_start:
+        policy_maker(config.warm_start, where="--warm-start")  # is refused now, if it is
     scenarios = config.load_scenarios()
     config.run_dir.mkdir(parents=True, exist_ok=True)
     save_train_config(config)
@@ -231,25 +234,40 @@ class _Run:
             num_steps=config.warm_start_steps,
             gamma=config.gamma,
             reward_scale=config.reward_scale,
-            max_s=60.0 * minutes * WARM_START_SHARE if minutes else float("inf"),
+            max_s=60.0 * minutes * WARM_START_SHARE / config.warm_start_rounds if minutes else float("inf"),
         )
-        self._report(Phase.DEMONSTRATE)
         rng, teacher = np.random.default_rng(config.seed), functools.partial(make_policy, config.warm_start)
-        shown = demonstrate(self.scenarios, self.layout, teacher, rng, settings, self.stop.is_set)
-        net = CompactionNet(config.network)
+        net, rounds = None, list[Demonstrations]()
 
         def on_progress(done_frac: float, metrics: dict[str, float]) -> None:
             self._report(Phase.IMITATE, metrics={f"imitation/{name}": value for name, value in metrics.items()})
 
-        imitate(
-            net,
-            self.layout,
-            shown,
-            settings,
-            seed=config.seed,
-            on_progress=on_progress,
-            should_stop=self.stop.is_set,
-        )
+        for _ in range(config.warm_start_rounds):
+            self._report(Phase.DEMONSTRATE)
+            shown = demonstrate(
+                self.scenarios,
+                self.layout,
+                teacher,
+                rng,
+                settings,
+                self.stop.is_set,
+                vary=vary if config.vary_worlds else None,
+                student=net,
+            )
+            rounds.append(shown)
+            net = CompactionNet(config.network)
+            imitate(
+                net,
+                self.layout,
+                Demonstrations(*(np.concatenate(column) for column in zip(*rounds, strict=True))),
+                settings,
+                seed=config.seed,
+                on_progress=on_progress,
+                should_stop=self.stop.is_set,
+            )
+            net.eval()
+            if self.stop.is_set():
+                break
         return net
 
     def _improve(self, algorithm: Any, average: WeightAverage) -> None:

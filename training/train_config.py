@@ -38,10 +38,12 @@ class TrainConfig:
     stop_minutes: float | None = 3.0  # wall time of this call, the warm start's included
     stop_steps: int | None = None  # environment steps of PPO, those before a resume included
     resume: bool = False  # go on from the newest checkpoint in run_dir, with the settings saved there
-    # A heuristic to imitate first, a bundle to go on from ("network" is the shipped one), or empty.
+    # A heuristic to imitate first, with its settings in brackets; a bundle to go on from ("network" is the shipped
+    # one); or empty.
     warm_start: str = "dearest_first"
     origin: str = ""  # of a warm start from a bundle: what that was trained on; ``train`` fills it in
-    warm_start_steps: int = 16_000
+    warm_start_steps: int = 16_000  # that the heuristic shows, in each round
+    warm_start_rounds: int = 1  # more: DAgger, see imitation.py
     network: NetworkConfig = field(default_factory=NetworkConfig)
     horizon_s: float | None = 14_400.0  # longest episode; None = the scenario's own
     num_envs: int = 32  # per env runner
@@ -83,7 +85,12 @@ class TrainConfig:
         for flag, count in (("--num-env-runners", self.num_env_runners), ("--num-learners", self.num_learners)):
             if count < 0:
                 raise InputError(flag, "0 or more", count)
-        for flag, count in (("--num-envs", self.num_envs), ("--group-size", self.group_size)):
+        for flag, count in (
+            ("--num-envs", self.num_envs),
+            ("--group-size", self.group_size),
+            ("--warm-start-steps", self.warm_start_steps),
+            ("--warm-start-rounds", self.warm_start_rounds),
+        ):
             if count < 1:
                 raise InputError(flag, "1 or more", count)
 

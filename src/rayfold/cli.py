@@ -60,6 +60,10 @@ def train(
     warm_start: Annotated[
         str, typer.Option(help="Heuristic to imitate; or go on from a bundle, 'network' = the shipped one; '' = none.")
     ] = "dearest_first",
+    warm_start_steps: Annotated[int, typer.Option(help="Steps that the heuristic shows, in each round.")] = 16_000,
+    warm_start_rounds: Annotated[
+        int, typer.Option(help="More than one: the network plays, and the heuristic tells what it would do (DAgger).")
+    ] = 1,
     lr: Annotated[float, typer.Option(help="Learning rate of PPO.")] = 3e-4,
     batch_steps: Annotated[int, typer.Option(help="Environment steps per PPO iteration.")] = 4096,
     num_envs: Annotated[int, typer.Option(help="Environments per env runner.")] = 32,
@@ -101,6 +105,8 @@ def train(
         stop_steps=stop_steps,
         resume=resume,
         warm_start=warm_start,
+        warm_start_steps=warm_start_steps,
+        warm_start_rounds=warm_start_rounds,
         lr=lr,
         batch_steps=batch_steps,
         num_envs=num_envs,

@@ -1,10 +1,12 @@
-"""Demonstrations are what the heuristic did, and the network learns to do it."""
+"""Demonstrations are what the heuristic did, or told a student to do, and the network learns to do it."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
 
-from rayfold.envs.episode import scenario_layout
+from rayfold.envs.episode import Episode, scenario_layout
 from rayfold.envs.layout import NOOP
 from rayfold.envs.scenario import Scenario, Split, load_scenario
 from rayfold.policies.best_fit import BestFit
@@ -13,7 +15,8 @@ from rayfold.policies.network import CompactionNet, NetworkConfig
 from rayfold.policies.none import NoMoves
 from rayfold.policies.protocol import Policy
 from rayfold.training.evaluation import run_episode
-from rayfold.training.imitation import ImitationConfig, demonstrate, imitate
+from rayfold.training.imitation import TEACHER_FRAC, ImitationConfig, demonstrate, imitate
+from rayfold.training.worlds import scaled
 
 CONFIG = ImitationConfig(num_steps=1500, reward_scale=0.4, epochs=4, minibatch=64)
 
@@ -44,6 +47,47 @@ def test_demonstrations_are_whole_episodes(scenario: Scenario) -> None:
     assert 0 < moved.mean() < 0.2
     assert 0.3 < np.isnan(shown.returns).mean() < 0.7
     assert np.isnan(shown.returns[is_last]).all()
+
+
+def test_a_student_plays_and_the_teacher_tells(scenario: Scenario) -> None:
+    """Beside a student that never moves, each label is what the heuristic plans in the state that waiting led to.
+
+    The other route plays the same episodes again and asks the heuristic itself; a quarter are the teacher's own.
+    """
+    layout, student = scenario_layout(scenario), CompactionNet(NetworkConfig(dim=8, heads=1, noop_bias=50.0)).eval()
+    shown = demonstrate([scenario], layout, BestFit, np.random.default_rng(5), CONFIG, student=student)
+    rng, row, num_own, num_told = np.random.default_rng(5), 0, 0, 0
+    while row < len(shown.obs):
+        episode_rng, policy_rng, _ = rng.spawn(3)
+        episode, policy = Episode(scenario, layout, Split.TRAIN, episode_rng), BestFit(scenario.limits)
+        is_own, dt, truncated = policy_rng.random() < TEACHER_FRAC, 0.0, False
+        num_own += is_own
+        while not truncated:
+            np.testing.assert_array_equal(shown.obs[row], episode.encode(dt))
+            moves = policy.plan(episode.simulator.state(), policy_rng).moves
+            told = episode.to_action(moves[0]) if moves else (NOOP, 0)
+            if not is_own or (not moves and shown.actions[row][0] == NOOP):
+                assert tuple(shown.actions[row]) == told
+                num_told += bool(moves) and not is_own
+            outcome = episode.act(*(shown.actions[row] if is_own else (NOOP, 0)))
+            dt, truncated, row = outcome.dt_intervals, outcome.truncated, row + 1
+    assert row == len(shown.obs) == len(shown.actions)
+    assert 0 < num_own < num_told
+
+
+def test_worlds_are_drawn_for_demonstrations(scenario: Scenario) -> None:
+    """Each episode is in the world that was drawn for it."""
+    seen = []
+
+    def dearer(world: Scenario, rng: np.random.Generator) -> Scenario:
+        seen.append(scaled(world, prices=float(rng.uniform(1.0, 4.0))))
+        return seen[-1]
+
+    layout, config = scenario_layout(scenario), dataclasses.replace(CONFIG, num_steps=100)
+    shown = demonstrate([scenario], layout, BestFit, np.random.default_rng(0), config, vary=dearer)
+    plain = demonstrate([scenario], layout, BestFit, np.random.default_rng(0), config)
+    assert len(seen) > 1
+    assert np.nanmean(shown.returns) < np.nanmean(plain.returns)
 
 
 def test_the_network_learns_what_is_shown(scenario: Scenario) -> None:
