@@ -110,7 +110,7 @@ class SemiMDPAdvantage(ConnectorV2):
             )
             targets = advantages + values
             if TRAFFIC_TICK in columns:
-                traffic_tick = convert_to_numpy(columns[TRAFFIC_TICK], reduce_type=False)  # whole 64-bit ids
+                traffic_tick: Any = convert_to_numpy(columns[TRAFFIC_TICK], reduce_type=False)  # whole 64-bit ids
                 advantages, explained = without_input(advantages, is_step, traffic_tick)
                 if metrics is not None:
                     metrics.log_value((module_id, INPUT_EXPLAINED), explained, window=1)
