@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
     unserved_usd: float
     bound_usd: float  # lower bound on cost_usd
     baseline_usd: float  # a lower one, which an observation tells; see ``CompactionVectorEnv``
-    dt_intervals: float  # 0 after a move, 1 after NOOP
+    dt_intervals: float  # 0 after a move, 1 after NOOP, however many it passes
     num_moves: int
     truncated: bool
 
@@ -73,16 +73,25 @@ class Episode:
         split: Which days the traffic is drawn from.
         rng: Seeds traffic, initial placement and simulator, each with a stream of its own, so that the traffic
             does not depend on what the policy does.
+        wait_intervals: Decision intervals that NOOP passes.
     """
 
-    def __init__(self, scenario: Scenario, layout: ObsLayout, split: Split, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        layout: ObsLayout,
+        split: Split,
+        rng: np.random.Generator,
+        *,
+        wait_intervals: int = 1,
+    ) -> None:
         traffic_rng, placement_rng, simulator_rng = rng.spawn(3)
         self.scenario, self.layout, self.limits = scenario, layout, scenario.limits
         traffic = scenario.sample(traffic_rng, split)
         state = initial_state(scenario.spec, traffic, placement_rng)
         self.simulator = Simulator(state, traffic, self.limits, simulator_rng)
         settings = scenario.spec.settings
-        self.steps_per_tick = round(settings.decision_interval_s / settings.substep_s)
+        self.steps_per_tick = wait_intervals * round(settings.decision_interval_s / settings.substep_s)
         prices = scenario.spec.arrays.type_price_usd_per_h
         cheapest = float(prices[prices > 0].min(initial=np.inf)) if (prices > 0).any() else 0.0
         hourly = max(self.simulator.relaxed_bound_usd_per_h, cheapest, 1e-9)

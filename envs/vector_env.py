@@ -45,6 +45,7 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
             is the relaxed one, which an observation tells: the reported bound jumps by whole nodes, unforeseen by
             the value function, and a policy did not learn beside that noise (docs/learning.md, 8).
         vary: Draws another world like the scenario for each episode, of the same size; None = the scenario as it is.
+        wait_intervals: Decision intervals that NOOP passes: what one action is worth, against waiting, grows with them.
         group_size: So many environments side by side play the same episodes: scenario, world, traffic and first
             placement are equal, and what becomes of them is the policy's doing. ``traffic_ids`` tells which.
         seed: Seeds the first reset where ``reset`` gives none.
@@ -66,6 +67,7 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         normalize: bool = False,
         subtract_bound: bool = False,
         vary: Callable[[Scenario, np.random.Generator], Scenario] | None = None,
+        wait_intervals: int = 1,
         group_size: int = 1,
         seed: int | None = None,
         num_threads: int = 1,
@@ -73,7 +75,7 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         self.scenarios = [s if horizon_s is None else s.with_horizon(min(horizon_s, s.horizon_s)) for s in scenarios]
         self.num_envs, self.split = num_envs, split
         self.reward_scale, self.normalize, self.subtract_bound = reward_scale, normalize, subtract_bound
-        self._vary, self._group_size = vary, group_size
+        self._vary, self._group_size, self._wait_intervals = vary, group_size, wait_intervals
         self.layout = layout or scenario_layout(*scenarios)
         least = scenario_layout(*scenarios)
         if any(size < needed for size, needed in zip(self.layout, least, strict=True)):
@@ -136,7 +138,7 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
         scenario = self.scenarios[int(rng.integers(len(self.scenarios)))]
         if self._vary is not None:
             scenario = self._vary(scenario, rng)
-        episode = Episode(scenario, self.layout, self.split, rng)
+        episode = Episode(scenario, self.layout, self.split, rng, wait_intervals=self._wait_intervals)
         if self.normalize:
             self._scale[b] = self.reward_scale / episode.first_tick_usd
         return episode

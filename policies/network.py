@@ -244,6 +244,7 @@ class CompactionNet(nn.Module):
         *,
         greedy: bool = False,
         min_p: float = 0.0,
+        min_act_p: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Choice:
         """Chooses one action per row.
@@ -253,10 +254,11 @@ class CompactionNet(nn.Module):
             greedy: Take the likeliest source, then the likeliest destination, instead of sampling.
             min_p: Of all that may be done, and then of its destinations, only what is at least so likely as this share
                 of the likeliest is sampled; whether to wait is sampled as ever. The share is in [0, 1].
+            min_act_p: Where all acts together have less than this probability, it waits.
             generator: Source of randomness, torch's global one if None.
 
         Returns:
-            The actions with their probabilities before ``min_p``.
+            The actions with their probabilities as they were before ``min_p`` and ``min_act_p``.
         """
         encoding = self.encode(obs)
         source_logits = self.source_logits(obs, encoding)
@@ -264,9 +266,11 @@ class CompactionNet(nn.Module):
         if min_p > 0.0:
             sampled = torch.cat([sampled[:, :1], _without_improbable(sampled[:, 1:], min_p)], -1)
         source = _pick(sampled, greedy, generator)
+        noop_logp = source_logits.log_softmax(-1)[:, NOOP]
+        source = torch.where(-torch.expm1(noop_logp) < min_act_p, torch.full_like(source, NOOP), source)
         destination_logits = self.destination_logits(obs, encoding, source)
         sampled = _without_improbable(destination_logits, min_p) if min_p > 0.0 else destination_logits
         destination = _pick(sampled, greedy, generator)
         actions = torch.stack([source, destination], -1)
         logp = action_logp(source_logits, destination_logits, actions)
-        return Choice(actions, logp, source_logits.log_softmax(-1)[:, NOOP])
+        return Choice(actions, logp, noop_logp)

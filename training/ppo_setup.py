@@ -17,7 +17,7 @@ from rayfold.envs.scenario import Scenario
 from rayfold.envs.vector_env import CompactionVectorEnv
 from rayfold.policies.network import CompactionNet
 from rayfold.training.env_runner import BatchedEnvRunner
-from rayfold.training.rl_module import LAYOUT, CompactionRLModule
+from rayfold.training.rl_module import LAYOUT, SAMPLING, CompactionRLModule
 from rayfold.training.smdp import SMDPPPOLearner
 from rayfold.training.train_config import TrainConfig
 from rayfold.training.trust_region import WAIT_KL_COEFF, TrustRegionPPOLearner
@@ -58,7 +58,11 @@ def build_ppo(
     """
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # it explains its API stack at length
     register_env(ENV_NAME, make_vector_env)
-    network = {**dataclasses.asdict(config.network), LAYOUT: list(layout)}
+    network = {
+        **dataclasses.asdict(config.network),
+        LAYOUT: list(layout),
+        SAMPLING: {"min_p": config.min_p, "min_act_p": config.min_act_p},
+    }
     env_config = {
         "scenarios": scenarios,
         "layout": layout,
@@ -66,6 +70,7 @@ def build_ppo(
         "normalize": True,
         "subtract_bound": True,
         "vary": vary if config.vary_worlds else None,
+        "wait_intervals": config.wait_intervals,
         "group_size": config.group_size,
     }
     settings: Any = PPOConfig(algo_class=CompactionPPO)  # type: ignore[no-untyped-call]
@@ -89,7 +94,7 @@ def build_ppo(
             minibatch_size=min(config.minibatch, config.batch_steps),
             num_epochs=config.epochs,
             lr=config.lr,
-            gamma=config.gamma,
+            gamma=config.gamma**config.wait_intervals,
             lambda_=config.lambda_,
             entropy_coeff=config.entropy_coeff,
             clip_param=CLIP,

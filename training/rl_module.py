@@ -17,9 +17,11 @@ from torch import Tensor
 from rayfold.envs.layout import ObsLayout
 from rayfold.policies.network import CompactionNet, NetworkConfig, Obs, action_logp
 
-__all__ = ["LAYOUT", "CompactionRLModule", "MoveDistribution"]
+__all__ = ["LAYOUT", "SAMPLING", "CompactionRLModule", "MoveDistribution"]
 
-LAYOUT = "layout"  # key of the module's configuration: the padded sizes, as a list
+# Keys of the module's configuration.
+LAYOUT = "layout"  # the padded sizes, as a list
+SAMPLING = "sampling"  # keywords of ``CompactionNet.act`` while exploring; may be absent
 
 _LOG_ZERO = -60.0  # of a masked choice: times its probability it is 0, and -1e9 * 0 would not be
 
@@ -81,7 +83,9 @@ class MoveDistribution(TorchDistribution):
 class CompactionRLModule(TorchRLModule, ValueFunctionAPI):
     """``CompactionNet`` behind RLlib's interface.
 
-    ``model_config`` holds the fields of ``NetworkConfig``, and under ``LAYOUT`` those of ``ObsLayout``.
+    ``model_config`` holds the fields of ``NetworkConfig``, under ``LAYOUT`` those of ``ObsLayout``, and under
+    ``SAMPLING`` what is not tried while exploring. PPO's ratio is of the probabilities before that: where a choice is
+    left out, the policy that samples is not quite the one that learns.
     """
 
     def setup(self) -> None:
@@ -89,6 +93,7 @@ class CompactionRLModule(TorchRLModule, ValueFunctionAPI):
         super().setup()  # type: ignore[no-untyped-call]
         settings: Any = self.model_config  # RLlib adds fields of its own
         self.layout = ObsLayout(*settings[LAYOUT])
+        self._sampling = dict(settings.get(SAMPLING, {}))
         own = {
             field.name: settings[field.name] for field in dataclasses.fields(NetworkConfig) if field.name in settings
         }
@@ -101,7 +106,7 @@ class CompactionRLModule(TorchRLModule, ValueFunctionAPI):
         return self.layout.split(batch[Columns.OBS])
 
     def _choose(self, batch: dict[str, Any], *, greedy: bool) -> dict[str, Tensor]:
-        choice = self.net.act(self._obs(batch), greedy=greedy)
+        choice = self.net.act(self._obs(batch), greedy=greedy, **self._sampling)
         return {
             Columns.ACTIONS: choice.actions,
             Columns.ACTION_LOGP: choice.logp,

@@ -47,6 +47,9 @@ class TrainConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     horizon_s: float | None = 14_400.0  # longest episode; None = the scenario's own
     num_envs: int = 32  # per env runner
+    wait_intervals: int = 1  # decision intervals that NOOP passes in PPO; what is trained may decide in each of them
+    min_p: float = 0.0  # moves that PPO does not try, see CompactionNet.act
+    min_act_p: float = 0.0
     group_size: int = 4  # environments that play the same episodes, for the input-dependent baseline; 1 = none do
     batch_steps: int = 4096  # environment steps per PPO iteration
     minibatch: int = 512
@@ -90,9 +93,13 @@ class TrainConfig:
             ("--group-size", self.group_size),
             ("--warm-start-steps", self.warm_start_steps),
             ("--warm-start-rounds", self.warm_start_rounds),
+            ("--wait-intervals", self.wait_intervals),
         ):
             if count < 1:
                 raise InputError(flag, "1 or more", count)
+        for flag, share in (("--min-p", self.min_p), ("--min-act-p", self.min_act_p)):
+            if not 0.0 <= share < 1.0:
+                raise InputError(flag, "a share from 0 to 1", share)
 
 
 def save_train_config(config: TrainConfig) -> None:

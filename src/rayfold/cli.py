@@ -70,6 +70,11 @@ def train(
     group_size: Annotated[
         int, typer.Option(help="Environments that play the same episodes, whose advantages are compared; 1 = none do.")
     ] = 4,
+    wait_intervals: Annotated[int, typer.Option(help="Decision intervals that NOOP passes in PPO.")] = 1,
+    min_p: Annotated[
+        float, typer.Option(help="PPO tries no move that has less than this share of the likeliest one's probability.")
+    ] = 0.0,
+    min_act_p: Annotated[float, typer.Option(help="PPO waits where acting is less likely than this.")] = 0.0,
     entropy_coeff: Annotated[float, typer.Option(help="Weight of PPO's entropy bonus.")] = 0.002,
     evaluation_episodes: Annotated[int, typer.Option(help="Per scenario, for the choice of the weights.")] = 4,
     vary_worlds: Annotated[
@@ -111,6 +116,9 @@ def train(
         batch_steps=batch_steps,
         num_envs=num_envs,
         group_size=group_size,
+        wait_intervals=wait_intervals,
+        min_p=min_p,
+        min_act_p=min_act_p,
         entropy_coeff=entropy_coeff,
         evaluation_episodes=evaluation_episodes,
         vary_worlds=vary_worlds,

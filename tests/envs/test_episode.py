@@ -182,3 +182,18 @@ def test_padding_does_not_change_the_world(smoke: Scenario) -> None:
         for key in ("nodes", "occupancy", "source_mask", "destination_mask"):
             rows, columns = a[key].shape
             np.testing.assert_array_equal(a[key], b[key][:rows, :columns])
+
+
+def test_a_long_wait_is_so_many_waits(smoke: Scenario) -> None:
+    """NOOP of three intervals is three of one: the state, the bill and the end, but one step of the process."""
+    layout = scenario_layout(smoke)
+    short, long = (Episode(smoke, layout, Split.TRAIN, np.random.default_rng(2), wait_intervals=k) for k in (1, 3))
+    is_over = False
+    while not is_over:
+        waits = [short.act(NOOP, 0) for _ in range(3)]
+        wait = long.act(NOOP, 0)
+        assert short.simulator.state().digest() == long.simulator.state().digest()
+        assert wait.reward_usd == pytest.approx(sum(w.reward_usd for w in waits))
+        assert wait.dt_intervals == 1.0
+        assert wait.truncated == waits[-1].truncated
+        is_over = wait.truncated

@@ -176,6 +176,20 @@ def test_a_group_plays_the_same_episodes(scenarios: list[Scenario]) -> None:
     assert len(set(told_of)) == len(told_of) == len({i for waiting in begun[::2] for i in waiting})
 
 
+def test_waits_of_several_intervals(scenarios: list[Scenario]) -> None:
+    """One step of a NOOP of two intervals gives what two steps of one give, and ends with them."""
+    one, two = (CompactionVectorEnv(scenarios[:1], 2, wait_intervals=k) for k in (1, 2))
+    one.reset(seed=1)
+    two.reset(seed=1)
+    waits = np.zeros((2, 2), np.int64)
+    for k in range(4):
+        first, second, both = one.step(waits), one.step(waits), two.step(waits)
+        np.testing.assert_array_equal(second[0], both[0])
+        np.testing.assert_allclose(first[1] + second[1], both[1])
+        np.testing.assert_array_equal(second[3], both[3])
+        assert second[3].all() == (k == 3)
+
+
 def test_groups_of_one_are_the_rows_of_a_seed(scenarios: list[Scenario]) -> None:
     """The first of each group is the row that the same seed gives without groups; a last group may be smaller."""
     alone, grouped = CompactionVectorEnv(scenarios, 3), CompactionVectorEnv(scenarios, 8, group_size=3)

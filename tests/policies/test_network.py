@@ -233,6 +233,22 @@ def test_min_p_drops_improbable_moves_only(min_p: float) -> None:
     assert (float(share_of_destination.min()) < 0.5) == (min_p == 0.0)
 
 
+def test_it_waits_where_acting_is_improbable() -> None:
+    """Rows that act with less than the given probability wait for certain, others act as often as without it."""
+    net, obs = trained_net(), random_obs()
+    many = {name: part.repeat(400, *[1] * (part.ndim - 1)) for name, part in obs.items()}
+    with torch.inference_mode():
+        plain = net.act(many, generator=torch.Generator().manual_seed(3))
+        p_act = -torch.expm1(plain.noop_logp)
+        least = float(p_act.median())
+        choice = net.act(many, min_act_p=least, generator=torch.Generator().manual_seed(3))
+    rare = p_act < least
+    assert 0 < int(rare.sum()) < len(rare)
+    assert (choice.actions[rare, 0] == NOOP).all()
+    assert (plain.actions[rare, 0] != NOOP).any()
+    assert torch.equal(choice.actions[~rare, 0], plain.actions[~rare, 0])
+
+
 def test_same_generator_seed_same_actions() -> None:
     """Sampling depends on the generator only."""
     net, obs = trained_net(), random_obs()
