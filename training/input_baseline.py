@@ -57,7 +57,7 @@ def without_input(
     """
     baseline = input_baseline(advantages, is_step, traffic_tick)
     kept, known = advantages[is_step], baseline[is_step]
-    if not known.any():
+    if len(known) < 2 or not (kept.var() > 0.0 and known.var() > 0.0):
         return advantages, 0.0
     share = float(np.clip(np.cov(kept, known)[0, 1] / known.var(ddof=1), 0.0, 1.0))  # regression coefficient
     less = advantages - np.float32(share) * baseline

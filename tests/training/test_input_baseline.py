@@ -102,10 +102,11 @@ def test_no_bias_and_less_variance() -> None:
 
 
 def test_harmful_others_are_left_out() -> None:
-    """Where the others say the opposite, advantages stay as they are; and where there are none."""
+    """Where the others say the opposite, or all say the same, advantages stay as they are; and where there are none."""
     opposite = rows_of([[(g, 0, a)] for g in range(10) for a in (1.0, -1.0)])
-    alone = rows_of([[(g, 0, float(g))] for g in range(10)])
-    for columns in (opposite, alone):
+    same = rows_of([[(0, 0, 2.0)] for _ in range(3)])
+    alone, single = rows_of([[(g, 0, float(g))] for g in range(10)]), rows_of([[(0, 0, 1.0)]])
+    for columns in (opposite, same, alone, single):
         calm, explained = without_input(*columns)
         np.testing.assert_array_equal(calm, columns[0])
         assert explained == 0.0
