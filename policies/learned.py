@@ -15,7 +15,9 @@ from rayfold.policies.network import CompactionNet
 
 __all__ = ["MIN_P", "LearnedPolicy"]
 
-MIN_P = 0.2  # chosen on training days (docs/learning.md, 11)
+# Moves with less than this share of the likeliest one's probability are not made; chosen on training days
+# (docs/learning.md, 11).
+MIN_P = 0.2
 
 
 class LearnedPolicy:
@@ -28,7 +30,6 @@ class LearnedPolicy:
         net: The network, in eval mode.
         limits: What the safety filter allows; gives the masks.
         greedy: Take the likeliest action instead of sampling one.
-        min_p: Moves with less than this share of the likeliest one's probability are not made.
         num_candidates: How many of the likeliest first actions a plan lists; they cost time.
         name: Name in reports.
     """
@@ -39,12 +40,11 @@ class LearnedPolicy:
         limits: Limits,
         *,
         greedy: bool = False,
-        min_p: float = MIN_P,
         num_candidates: int = 0,
         name: str = "learned",
     ) -> None:
         self.net, self.limits, self.greedy, self.name = net, limits, greedy, name
-        self._min_p, self._num_candidates = min_p, num_candidates
+        self._num_candidates = num_candidates
         self._is_first_tick = True
 
     def reset(self) -> None:
@@ -115,6 +115,6 @@ class LearnedPolicy:
         """Source, destination, log-probability of both, and the probability of NOOP."""
         obs = torch.from_numpy(encode_state(state, self.limits, layout, dt_intervals)).unsqueeze(0)
         with torch.inference_mode():
-            choice = self.net.act(layout.split(obs), greedy=self.greedy, min_p=self._min_p, generator=generator)
+            choice = self.net.act(layout.split(obs), greedy=self.greedy, min_p=MIN_P, generator=generator)
         source, destination = choice.actions[0].tolist()
         return source, destination, float(choice.logp[0]), float(choice.noop_logp[0].exp())

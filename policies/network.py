@@ -103,6 +103,8 @@ def action_logp(source_logits: Tensor, destination_logits: Tensor, actions: Tens
 
 def _without_improbable(logits: Tensor, min_p: float) -> Tensor:
     """Masks choices with less than ``min_p`` of the likeliest one's probability; all together stay as likely."""
+    if min_p == 0.0:
+        return logits
     kept = logits.masked_fill(logits < logits.max(-1, keepdim=True).values + math.log(min_p), MASKED)
     return kept + (logits.logsumexp(-1, keepdim=True) - kept.logsumexp(-1, keepdim=True))
 
@@ -262,15 +264,12 @@ class CompactionNet(nn.Module):
         """
         encoding = self.encode(obs)
         source_logits = self.source_logits(obs, encoding)
-        sampled = source_logits
-        if min_p > 0.0:
-            sampled = torch.cat([sampled[:, :1], _without_improbable(sampled[:, 1:], min_p)], -1)
-        source = _pick(sampled, greedy, generator)
+        wait, acts = source_logits[:, : NOOP + 1], source_logits[:, NOOP + 1 :]
+        source = _pick(torch.cat([wait, _without_improbable(acts, min_p)], -1), greedy, generator)
         noop_logp = source_logits.log_softmax(-1)[:, NOOP]
         source = torch.where(-torch.expm1(noop_logp) < min_act_p, torch.full_like(source, NOOP), source)
         destination_logits = self.destination_logits(obs, encoding, source)
-        sampled = _without_improbable(destination_logits, min_p) if min_p > 0.0 else destination_logits
-        destination = _pick(sampled, greedy, generator)
+        destination = _pick(_without_improbable(destination_logits, min_p), greedy, generator)
         actions = torch.stack([source, destination], -1)
         logp = action_logp(source_logits, destination_logits, actions)
         return Choice(actions, logp, noop_logp)

@@ -55,6 +55,11 @@ class Demonstrations(NamedTuple):
     actions: NDArray[np.int64]  # (M, 2)
     returns: NDArray[np.float32]  # (M,) discounted reward to go, NaN where the horizon cuts too much of it off
 
+    @staticmethod
+    def joined(parts: Sequence["Demonstrations"]) -> "Demonstrations":
+        """All of them, one after the other; at least one."""
+        return Demonstrations(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
 
 def discounted_returns(
     rewards: NDArray[np.float64], dt: NDArray[np.float64], gamma: float, min_left: float
@@ -137,13 +142,14 @@ def demonstrate(
         if vary is not None:
             scenario = vary(scenario, world_rng)
         episode = Episode(scenario, layout, Split.TRAIN, episode_rng)
-        is_students = student is not None and policy_rng.random() >= TEACHER_FRAC
-        act = _play(student, layout, policy_rng) if student is not None and is_students else None
+        act = None
+        if student is not None and policy_rng.random() >= TEACHER_FRAC:
+            act = _play(student, layout, policy_rng)
         parts.append(_demonstrate_episode(episode, make_policy(scenario.limits), policy_rng, config, act))
         num_steps += len(parts[-1].actions)
         if should_stop() or time.monotonic() - begun > 0.5 * config.max_s:
             break
-    return Demonstrations(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return Demonstrations.joined(parts)
 
 
 def _play(net: CompactionNet, layout: ObsLayout, rng: np.random.Generator) -> Act:

@@ -82,13 +82,13 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
     if config.resume:
         config = load_train_config(config)
         newest_checkpoint(config.run_dir)
-    net = None
-    if not config.resume and config.warm_start and config.warm_start.partition("(")[0] not in HEURISTICS:
+    net, is_to_start = None, bool(config.warm_start) and not config.resume
+    if is_to_start and config.warm_start.partition("(")[0] not in HEURISTICS:
         start = _start_of(config)
         net, card, name = start.net, start.card, config.warm_start
         origin = f"{name} ({', '.join(card.scenarios)}, {card.steps:,} steps, commit {card.git_commit or 'unknown'})"
         config = dataclasses.replace(config, network=net.config, origin=origin)
-    elif not config.resume and config.warm_start:
+    elif is_to_start:
         policy_maker(config.warm_start, where="--warm-start")  # is refused now, if it is
     scenarios = config.load_scenarios()
     config.run_dir.mkdir(parents=True, exist_ok=True)
@@ -244,22 +244,23 @@ class _Run:
 
         for _ in range(config.warm_start_rounds):
             self._report(Phase.DEMONSTRATE)
-            shown = demonstrate(
-                self.scenarios,
-                self.layout,
-                teacher,
-                rng,
-                settings,
-                self.stop.is_set,
-                vary=vary if config.vary_worlds else None,
-                student=net,
+            rounds.append(
+                demonstrate(
+                    self.scenarios,
+                    self.layout,
+                    teacher,
+                    rng,
+                    settings,
+                    self.stop.is_set,
+                    vary=vary if config.vary_worlds else None,
+                    student=net,
+                )
             )
-            rounds.append(shown)
             net = CompactionNet(config.network)
             imitate(
                 net,
                 self.layout,
-                Demonstrations(*(np.concatenate(column) for column in zip(*rounds, strict=True))),
+                Demonstrations.joined(rounds),
                 settings,
                 seed=config.seed,
                 on_progress=on_progress,

@@ -85,18 +85,17 @@ class TrainConfig:
                 raise InputError(flag, "a positive number", value)
         if not self.scenarios:
             raise InputError("--scenario", "at least one scenario", "none")
-        for flag, count in (("--num-env-runners", self.num_env_runners), ("--num-learners", self.num_learners)):
-            if count < 0:
-                raise InputError(flag, "0 or more", count)
-        for flag, count in (
-            ("--num-envs", self.num_envs),
-            ("--group-size", self.group_size),
-            ("--warm-start-steps", self.warm_start_steps),
-            ("--warm-start-rounds", self.warm_start_rounds),
-            ("--wait-intervals", self.wait_intervals),
+        for flag, count, least in (
+            ("--num-env-runners", self.num_env_runners, 0),
+            ("--num-learners", self.num_learners, 0),
+            ("--num-envs", self.num_envs, 1),
+            ("--group-size", self.group_size, 1),
+            ("--warm-start-steps", self.warm_start_steps, 1),
+            ("--warm-start-rounds", self.warm_start_rounds, 1),
+            ("--wait-intervals", self.wait_intervals, 1),
         ):
-            if count < 1:
-                raise InputError(flag, "1 or more", count)
+            if count < least:
+                raise InputError(flag, f"{least} or more", count)
         for flag, share in (("--min-p", self.min_p), ("--min-act-p", self.min_act_p)):
             if not 0.0 <= share < 1.0:
                 raise InputError(flag, "a share from 0 to 1", share)
