@@ -24,6 +24,7 @@ from rayfold.envs.scenario import Scenario, Split
 from rayfold.policies.learned import MIN_P
 from rayfold.policies.network import CompactionNet, action_logp
 from rayfold.policies.protocol import Policy
+from rayfold.training.workers import HERE, Workers, run_all
 
 __all__ = ["TEACHER_FRAC", "Demonstrations", "ImitationConfig", "demonstrate", "discounted_returns", "imitate"]
 
@@ -81,10 +82,28 @@ def discounted_returns(
     return returns
 
 
-def _demonstrate_episode(
-    episode: Episode, policy: Policy, rng: np.random.Generator, config: ImitationConfig, act: Act | None
-) -> Demonstrations:
-    """One episode; the policy's own actions are played if ``act`` is None, and only told otherwise."""
+class _Class(NamedTuple):
+    """What all episodes have in common."""
+
+    scenarios: Sequence[Scenario]
+    layout: ObsLayout
+    make_policy: MakePolicy
+    config: ImitationConfig
+    vary: Vary | None
+    student: CompactionNet | None
+
+
+def _demonstrate_episode(class_: _Class, work: tuple[int, np.random.Generator]) -> Demonstrations:
+    """One episode; the heuristic's own actions are played if there is no student, and else most often only told."""
+    number, rng = work
+    episode_rng, policy_rng, world_rng = rng.spawn(3)
+    scenario = class_.scenarios[number % len(class_.scenarios)]
+    if class_.vary is not None:
+        scenario = class_.vary(scenario, world_rng)
+    episode, config = Episode(scenario, class_.layout, Split.TRAIN, episode_rng), class_.config
+    policy, act = class_.make_policy(scenario.limits), None
+    if class_.student is not None and policy_rng.random() >= TEACHER_FRAC:
+        act = _play(class_.student, class_.layout, policy_rng)
     obs: list[NDArray[np.float32]] = []
     actions: list[tuple[int, int]] = []
     rewards: list[float] = []
@@ -94,7 +113,7 @@ def _demonstrate_episode(
     elapsed, truncated, is_asked = 0.0, False, True
     while not truncated:
         if is_asked:
-            plan = policy.plan(episode.simulator.state(), rng)
+            plan = policy.plan(episode.simulator.state(), policy_rng)
             pending = [episode.to_action(move) for move in plan.moves]
         told = pending.pop(0) if pending else (NOOP, 0)
         obs.append(episode.encode(elapsed))
@@ -121,35 +140,32 @@ def demonstrate(
     *,
     vary: Vary | None = None,
     student: CompactionNet | None = None,
+    workers: Workers = HERE,
 ) -> Demonstrations:
-    """Plays episodes of the train split, scenario after scenario, until there are enough steps.
+    """Plays episodes of the train split, one of each scenario after the other, until there are enough steps.
 
     Args:
         scenarios: With the horizon to play.
         layout: Holds all of them.
         make_policy: The heuristic, for a scenario's limits.
-        rng: Draws episodes and policy.
+        rng: Draws episodes and policy; what is shown depends on nothing else.
         config: How many steps; half of ``max_s`` is for this.
         should_stop: Ends it after the present episode.
         vary: Draws another world like the scenario for each episode.
         student: The network, in eval mode, that plays most episodes, while the heuristic tells what it would do.
+        workers: Where episodes are played.
     """
-    parts: list[Demonstrations] = []
-    begun, num_steps = time.monotonic(), 0
-    while num_steps < config.num_steps:
-        scenario = scenarios[len(parts) % len(scenarios)]
-        episode_rng, policy_rng, world_rng = rng.spawn(3)
-        if vary is not None:
-            scenario = vary(scenario, world_rng)
-        episode = Episode(scenario, layout, Split.TRAIN, episode_rng)
-        act = None
-        if student is not None and policy_rng.random() >= TEACHER_FRAC:
-            act = _play(student, layout, policy_rng)
-        parts.append(_demonstrate_episode(episode, make_policy(scenario.limits), policy_rng, config, act))
-        num_steps += len(parts[-1].actions)
-        if should_stop() or time.monotonic() - begun > 0.5 * config.max_s:
-            break
-    return Demonstrations.joined(parts)
+    class_ = _Class(scenarios, layout, make_policy, config, vary, student)
+    shown = dict[int, Demonstrations]()
+    begun, is_over = time.monotonic(), False
+    while not is_over and sum(len(part.actions) for part in shown.values()) < config.num_steps:
+        turn = list(enumerate(rng.spawn(len(scenarios)), start=len(shown)))
+        for (number, _), part in run_all(_demonstrate_episode, class_, turn, workers):
+            shown[number] = part
+            is_over = should_stop() or time.monotonic() - begun > 0.5 * config.max_s
+            if is_over:
+                break
+    return Demonstrations.joined([shown[number] for number in sorted(shown)])
 
 
 def _play(net: CompactionNet, layout: ObsLayout, rng: np.random.Generator) -> Act:

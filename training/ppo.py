@@ -40,6 +40,7 @@ from rayfold.training.ray_session import ray_session
 from rayfold.training.smdp import INPUT_EXPLAINED
 from rayfold.training.train_config import TrainConfig, load_train_config, save_train_config
 from rayfold.training.trust_region import WAIT_KL
+from rayfold.training.workers import Workers, run_all
 from rayfold.training.worlds import vary
 
 __all__ = ["TrainResult", "train"]
@@ -169,6 +170,7 @@ class _Run:
         self.before = RunPosition()
         self.steps, self.iterations = 0, 0
         self.candidates: dict[str, CompactionNet] = {}
+        self.workers = Workers(jobs=max(1, config.num_env_runners))  # of what RLlib's own runners do not play
         self.git_commit = git_commit()  # now: the checkout may have moved on by the end
 
     @property
@@ -254,6 +256,7 @@ class _Run:
                     self.stop.is_set,
                     vary=vary if config.vary_worlds else None,
                     student=net,
+                    workers=self.workers,
                 )
             )
             net = CompactionNet(config.network)
@@ -301,17 +304,15 @@ class _Run:
 
     def _choose(self) -> tuple[str, dict[str, float]]:
         """The candidate with the best mean reward on episodes of the train split that were not trained on."""
-        if self.config.evaluation_episodes <= 0:
+        episodes = self.config.evaluation_episodes
+        if episodes <= 0:
             return "last", {}
         excesses: dict[str, float] = {}
         self._report(Phase.EVALUATE)
         for name, net in self.candidates.items():
-            bills = [
-                run_episode(s, LearnedPolicy(net, s.limits), EVALUATION_SEED + self.config.seed + k, Split.TRAIN)
-                for s in self.scenarios
-                for k in range(self.config.evaluation_episodes)
-            ]
-            excesses[name] = float(np.mean([bill.metrics["excess_frac"] for bill in bills]))
+            seeds = range(EVALUATION_SEED + self.config.seed, EVALUATION_SEED + self.config.seed + episodes)
+            work = [(scenario, seed) for scenario in self.scenarios for seed in seeds]
+            excesses[name] = float(np.mean(sorted(frac for _, frac in run_all(_excess_frac, net, work, self.workers))))
             self._report(Phase.EVALUATE, metrics={f"evaluation/excess_frac/{name}": excesses[name]})
         return max(excesses, key=lambda name: -np.sign(self.config.reward_scale) * excesses[name]), excesses
 
@@ -340,6 +341,12 @@ def _start_of(config: TrainConfig) -> PolicyBundle:
         known = ", ".join([*HEURISTICS, NETWORK])
         raise InputError("--warm-start", f"{known}, or the directory of a bundle", config.warm_start)
     return load_bundle(folder)
+
+
+def _excess_frac(net: CompactionNet, work: tuple[Scenario, int]) -> float:
+    """The network's bill above the lower bound in one episode of the train split."""
+    scenario, seed = work
+    return run_episode(scenario, LearnedPolicy(net, scenario.limits), seed, Split.TRAIN).metrics["excess_frac"]
 
 
 def _figures(sampled: dict[str, Any], learned: dict[str, Any]) -> dict[str, float]:

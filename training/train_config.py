@@ -63,7 +63,7 @@ class TrainConfig:
     reward_scale: float = 0.2  # of the reward in units of an episode's own first tick, see CompactionVectorEnv
     checkpoint_every_s: float = 60.0
     evaluation_episodes: int = 4  # for the choice of the weights that go into the bundle
-    num_env_runners: int = 0  # 0 = sample in this process
+    num_env_runners: int = 0  # 0 = sample in this process; also how many Ray tasks demonstrate and evaluate
     num_learners: int = 0  # 0 = learn in this process
     num_gpus_per_learner: float = 0.0
 

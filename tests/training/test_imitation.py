@@ -15,8 +15,9 @@ from rayfold.policies.network import CompactionNet, NetworkConfig
 from rayfold.policies.none import NoMoves
 from rayfold.policies.protocol import Policy
 from rayfold.training.evaluation import run_episode
-from rayfold.training.imitation import TEACHER_FRAC, ImitationConfig, demonstrate, imitate
-from rayfold.training.worlds import scaled
+from rayfold.training.imitation import TEACHER_FRAC, Demonstrations, ImitationConfig, demonstrate, imitate
+from rayfold.training.workers import HERE, Workers
+from rayfold.training.worlds import scaled, vary
 
 CONFIG = ImitationConfig(num_steps=1500, reward_scale=0.4, epochs=4, minibatch=64)
 
@@ -58,7 +59,7 @@ def test_a_student_plays_and_the_teacher_tells(scenario: Scenario) -> None:
     shown = demonstrate([scenario], layout, BestFit, np.random.default_rng(5), CONFIG, student=student)
     rng, row, num_own, num_told = np.random.default_rng(5), 0, 0, 0
     while row < len(shown.obs):
-        episode_rng, policy_rng, _ = rng.spawn(3)
+        episode_rng, policy_rng, _ = rng.spawn(1)[0].spawn(3)
         episode, policy = Episode(scenario, layout, Split.TRAIN, episode_rng), BestFit(scenario.limits)
         is_own, dt, truncated = policy_rng.random() < TEACHER_FRAC, 0.0, False
         num_own += is_own
@@ -73,6 +74,22 @@ def test_a_student_plays_and_the_teacher_tells(scenario: Scenario) -> None:
             dt, truncated, row = outcome.dt_intervals, outcome.truncated, row + 1
     assert row == len(shown.obs) == len(shown.actions)
     assert 0 < num_own < num_told
+
+
+@pytest.mark.cluster
+def test_two_workers_show_what_one_does(scenario: Scenario) -> None:
+    """Ray tasks end in any order; what comes of them is in the order of the episodes, one of each scenario in turn."""
+    both = [scenario, load_scenario("smoke")]
+    layout, student = scenario_layout(*both), CompactionNet(NetworkConfig(dim=8, heads=1)).eval()
+    config = dataclasses.replace(CONFIG, num_steps=300)
+
+    def shown(workers: Workers) -> Demonstrations:
+        rng = np.random.default_rng(3)
+        return demonstrate(both, layout, BestFit, rng, config, vary=vary, student=student, workers=workers)
+
+    here, there = shown(HERE), shown(Workers(jobs=2))
+    for mine, theirs in zip(here, there, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_worlds_are_drawn_for_demonstrations(scenario: Scenario) -> None:
