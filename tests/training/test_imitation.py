@@ -16,6 +16,7 @@ from rayfold.policies.none import NoMoves
 from rayfold.policies.protocol import Policy
 from rayfold.training.evaluation import run_episode
 from rayfold.training.imitation import TEACHER_FRAC, Demonstrations, ImitationConfig, demonstrate, imitate
+from rayfold.training.ray_session import ray_session
 from rayfold.training.workers import HERE, Workers
 from rayfold.training.worlds import scaled, vary
 
@@ -87,7 +88,9 @@ def test_two_workers_show_what_one_does(scenario: Scenario) -> None:
         rng = np.random.default_rng(3)
         return demonstrate(both, layout, BestFit, rng, config, vary=vary, student=student, workers=workers)
 
-    here, there = shown(HERE), shown(Workers(jobs=2))
+    here = shown(HERE)
+    with ray_session(2):
+        there = shown(Workers(jobs=2))
     for mine, theirs in zip(here, there, strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
