@@ -2,15 +2,18 @@
 
 ``python benchmarks/training.py [--variants ...] [--seeds 2] [--steps 60000] [--jobs 2] [--json F]`` trains each variant
 with each training seed on ``llm_api``, and plays the same validation episodes with every network alone and with
-``exact`` as tuned for the scenario. All train for as many steps, however long that takes; a tenth of those of the
-shipped recipe, in batches of a quarter, so that there are as many updates as in a third of it. Ctrl-C ends it, and
-what is done is told.
+``exact`` as tuned for the scenario. All train for as many steps, however long that takes, in batches of a quarter of
+those of the shipped recipe, so that there are as many updates as in four times as many of its steps. Ctrl-C ends it,
+and what is done is told.
 
-Variants: ``whole``; ``no input-dependent baseline`` (rollouts of the same traffic are not compared); ``no semi-MDP
-discount`` (RLlib's own advantage, which discounts moves too and has no such baseline either); ``no trust region``
-(PPO's clip alone); ``no warm start``; ``no evacuations`` (single moves only); ``no traffic`` (load, trend and calm of
-deployments read as 0); ``narrow`` (half the width); ``large batches`` (four times as many steps per update, as in the
-recipe); ``other worlds`` (start-ups, prices and limits drawn for every episode).
+Variants: ``whole`` (as in the recipe: two rounds of answers of the planner, then waits of five intervals, no improbable
+moves, a low rate); ``no PPO`` (one batch of it); ``waits of one interval``; ``improbable moves`` (PPO tries them
+too); ``usual rate`` (and entropy); ``one round`` (as many answers, but all in states that the planner's own plans lead
+to); ``warm start from a rule`` (``dearest_first``); ``no warm start`` (and improbable moves, or it would never begin);
+``no input-dependent baseline`` (rollouts of the same traffic are not compared); ``no semi-MDP discount`` (RLlib's own
+advantage, which discounts moves too and has no such baseline either); ``no trust region`` (PPO's clip alone); ``no
+evacuations`` (single moves only); ``no traffic`` (load, trend and calm of deployments read as 0); ``narrow`` (half the
+width); ``other worlds`` (start-ups, prices and limits drawn for every episode).
 """
 
 import argparse
@@ -44,18 +47,24 @@ from rayfold.training.workers import Workers, run_all
 TRAINED_ON = ("llm_api",)
 PLAYED = "llm_api,llm_api_pack_groups,slow_start"
 REFERENCE, WHOLE = "exact, tuned", "whole"
+PLANNER = "exact(quiet_s=75,quiet_frac=0.01,min_saving_frac=0.25)"
+TRIES_ALL: dict[str, Any] = {"min_p": 0.0, "min_act_p": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     WHOLE: {},
+    "no PPO": {"stop_steps": 1},
+    "waits of one interval": {"wait_intervals": 1},
+    "improbable moves": TRIES_ALL,
+    "usual rate": {"lr": 3e-4, "entropy_coeff": 0.002},
+    "one round": {"warm_start_rounds": 1, "warm_start_steps": 12_000},
+    "warm start from a rule": {"warm_start": "dearest_first"},
+    "no warm start": {"warm_start": "", **TRIES_ALL},
     "no input-dependent baseline": {"group_size": 1},
     "no semi-MDP discount": {"semi_mdp": False, "group_size": 1},
     "no trust region": {"wait_kl_coeff": 0.0},
-    "no warm start": {"warm_start": ""},
     "no evacuations": {"network": NetworkConfig(evacuates=False)},
     "no traffic": {"network": NetworkConfig(unseen=("load", "load_slow", "wanted_rel", "calm"))},
     "narrow": {"network": NetworkConfig(dim=32)},
-    "large batches": {"batch_steps": 8192, "num_envs": 64},
     "other worlds": {"vary_worlds": True},
-    "more entropy": {"entropy_coeff": 0.006},
 }
 SHOWN = ("total_usd", "moves", "undone_moves", "unserved_request_s")
 
@@ -86,7 +95,14 @@ def config_of(unit: Unit, job: Job, run_dir: Path) -> TrainConfig:
         stop_minutes=None,
         stop_steps=job.steps,
         batch_steps=2048,
-        warm_start_steps=8000,
+        warm_start=PLANNER,
+        warm_start_steps=6000,
+        warm_start_rounds=2,
+        wait_intervals=5,
+        min_p=0.2,
+        min_act_p=0.02,
+        lr=1e-4,
+        entropy_coeff=0.0005,
         evaluation_episodes=4,
     )
     return dataclasses.replace(base, **VARIANTS[unit.variant])
