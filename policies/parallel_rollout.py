@@ -16,7 +16,7 @@ from rayfold.envs.moves import Plan
 from rayfold.envs.safety import Limits
 from rayfold.envs.state import ClusterState
 from rayfold.policies.protocol import Policy
-from rayfold.policies.twin import simulate, startable
+from rayfold.policies.twin import cheapest, simulate, startable
 
 __all__ = ["ParallelRollout", "RolloutSettings"]
 
@@ -80,9 +80,4 @@ class ParallelRollout:
             num_futures=self.settings.num_futures,
             seed=seed,
         )
-        bills = np.array([[ledger.total_usd for ledger in rolled[str(k)].ledgers] for k in range(len(self._members))])
-        above = bills - bills[self.leader]
-        mean, futures = above.mean(1), above.shape[1]
-        error = above.std(1, ddof=1) / np.sqrt(futures) if futures > 1 else np.zeros(len(mean))
-        is_better = mean + self.settings.confidence * error < 0.0
-        return int(np.where(is_better, mean, np.inf).argmin()) if is_better.any() else self.leader
+        return cheapest([rolled[str(k)] for k in range(len(self._members))], self.leader, self.settings.confidence)

@@ -5,7 +5,7 @@ between policies are taken future by future and are known far better than the bi
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from rayfold.policies.interval import Interval95, interval95
 from rayfold.policies.protocol import Policy
 from rayfold.policies.rollout import Rollout, roll_out
 
-__all__ = ["TwinResult", "compare", "roll_forward", "simulate", "startable"]
+__all__ = ["TwinResult", "cheapest", "compare", "roll_forward", "simulate", "startable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +101,22 @@ def compare(
         name: TwinResult(ledgers=tuple(r.ledger for r in runs), num_refused=tuple(r.num_refused for r in runs))
         for name, runs in done.items()
     }
+
+
+def cheapest(results: Sequence[TwinResult], reference: int, confidence: float) -> int:
+    """Row of the least mean bill of those that are cheaper than the reference, or the reference.
+
+    Args:
+        results: On the same futures.
+        reference: Row of what is done if nothing is known to be better.
+        confidence: Standard errors of the paired difference by which another one must be cheaper.
+    """
+    bills = np.array([[ledger.total_usd for ledger in result.ledgers] for result in results])
+    above = bills - bills[reference]
+    mean, futures = above.mean(1), above.shape[1]
+    error = above.std(1, ddof=1) / np.sqrt(futures) if futures > 1 else np.zeros(len(mean))
+    is_better = mean + confidence * error < 0.0
+    return int(np.where(is_better, mean, np.inf).argmin()) if is_better.any() else reference
 
 
 def simulate(

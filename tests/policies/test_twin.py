@@ -9,7 +9,7 @@ import pytest
 
 from rayfold.envs.futures import fit_traffic, rate_history, sample_futures
 from rayfold.envs.initial_state import initial_state
-from rayfold.envs.ledger import Entry
+from rayfold.envs.ledger import Entry, Ledger
 from rayfold.envs.moves import Plan
 from rayfold.envs.safety import Limits
 from rayfold.envs.scenario import Scenario, Split, load_scenario
@@ -20,7 +20,7 @@ from rayfold.policies.best_fit import BestFit
 from rayfold.policies.interval import interval95
 from rayfold.policies.none import NoMoves
 from rayfold.policies.protocol import Policy
-from rayfold.policies.twin import compare, roll_forward, startable
+from rayfold.policies.twin import TwinResult, cheapest, compare, roll_forward, startable
 from tests.envs.clusters import add_node, add_replica, constant_traffic, empty_state, small_spec
 
 
@@ -218,3 +218,27 @@ def test_no_future_is_refused() -> None:
     scenario = load_scenario("smoke")
     with pytest.raises(ValueError, match="at least one future"):
         roll_forward(smoke_state(scenario), NoMoves(), [], scenario.limits, np.random.default_rng(0))
+
+
+def billed(*usd: float) -> TwinResult:
+    """One future per bill."""
+    values = [Ledger.zeros() for _ in usd]
+    for row, bill in zip(values, usd, strict=True):
+        row[Entry.COST_USD] = bill
+    return TwinResult(ledgers=tuple(Ledger(values=row) for row in values), num_refused=(0,) * len(usd))
+
+
+@pytest.mark.parametrize(
+    ("confidence", "best"),
+    [
+        (0.0, 2),  # 3 dollars less in the mean
+        (1.5, 1),  # row 2 is -8, +1, -2: by hand -3 with a standard error of 2.65; row 1 is -1, -1, -1
+        (99.0, 1),  # known for certain
+    ],
+)
+def test_the_cheapest_is_the_one_that_is_known_to_be(confidence: float, best: int) -> None:
+    """Differences are taken future by future; nothing is cheaper than itself."""
+    rows = [billed(10.0, 50.0, 90.0), billed(9.0, 49.0, 89.0), billed(2.0, 51.0, 88.0)]
+    assert cheapest(rows, 0, confidence) == best
+    assert cheapest(rows[:1], 0, 0.0) == 0
+    assert cheapest(rows, 1, 1.5) == 1
