@@ -7,7 +7,7 @@ the first only if it is cheaper with the confidence asked for.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,7 +27,7 @@ __all__ = ["BestOfPlans", "SearchSettings"]
 class SearchSettings:
     """How many plans, and how far and often each is rolled forward."""
 
-    num_plans: int = 4  # sampled, equal ones included
+    num_plans: int = 4  # sampled from the policy, equal ones included
     num_futures: int = 4
     horizon_s: float = 3600.0
     wait_s: float = 900.0  # to do nothing for so long is one more plan: a minute of it is worth too little to be seen
@@ -39,11 +39,12 @@ class BestOfPlans:
     """Where the policy would act, it is asked again, and what it says is tried out first.
 
     Args:
-        make_policy: The policy that plans, and that goes on after the plan in the twin; its plans are sampled and it
+        make_policy: The policy that plans, and that goes on after any plan in the twin; its plans are sampled and it
             remembers nothing of them, as the network does.
         limits: What the safety filter allows.
         model: Of the traffic to come.
         settings: How many plans, how far.
+        advisers: Each has one more plan.
     """
 
     name = "best_of_plans"
@@ -54,18 +55,21 @@ class BestOfPlans:
         limits: Limits,
         model: TrafficModel,
         settings: SearchSettings | None = None,
+        advisers: Sequence[Policy] = (),
     ) -> None:
         self._make_policy, self._limits, self._model = make_policy, limits, model
         self.settings = settings or SearchSettings()
-        self._policy = make_policy()
+        self._policy, self._advisers = make_policy(), tuple(advisers)
 
     def reset(self) -> None:
-        """The policy forgets."""
-        self._policy.reset()
+        """All policies forget."""
+        for policy in (self._policy, *self._advisers):
+            policy.reset()
 
     def plan(self, state: ClusterState, rng: np.random.Generator) -> Plan:
         """The first plan, or one that is cheaper in the twin; the reason tells what was compared."""
         plans = [self._policy.plan(state, rng) for _ in range(self.settings.num_plans)]
+        plans += [adviser.plan(state, rng) for adviser in self._advisers]
         first, different = plans[0], list({plan.moves: plan for plan in reversed(plans)}.values())
         if not any(plan.moves for plan in different):
             return first

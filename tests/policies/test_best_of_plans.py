@@ -74,6 +74,15 @@ def test_a_plan_that_saves_is_kept_and_told() -> None:
     assert isinstance(policy, Policy)
 
 
+def test_an_adviser_is_heard() -> None:
+    """The policy itself never acts; the adviser's plan is tried, found cheaper, and made."""
+    scenario, sim = scattered()
+    model, adviser = fit_traffic(scenario, scenario.spec), NowOrNever(scenario, sim.now_s, 1.0)
+    policy = BestOfPlans(NoMoves, scenario.limits, model, SETTINGS, [adviser])
+    plan = policy.plan(sim.state(), np.random.default_rng(0))
+    assert plan.moves == adviser.plan(sim.state(), np.random.default_rng(0)).moves != ()
+
+
 def test_nothing_to_compare_is_nothing_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no sample has a move no future is drawn."""
     scenario, sim = scattered()
