@@ -2,11 +2,13 @@
 
 ``python benchmarks/learning.py [--scenarios ...] [--seeds 8] [--search 2] [--jobs 2] [--json F]`` runs, on the same
 episodes, ``exact`` as tuned for the scenario (the reference of all figures) and with its defaults, the bundle's leader,
-the same without doubt, each policy that it may choose, and, for the first ``--search`` seeds, parallel rollout in the
-twin with 1 and 4 futures, which costs minutes per episode. Then the leader and ``exact`` again with disruption and
+the same without doubt, each policy that it may choose, and, for the first ``--search`` seeds, two kinds of search in
+the twin, which cost minutes per episode: the network with the best of 1, 4 and 8 of its plans, of 4 and the planner's,
+and parallel rollout (``--searches`` takes some of them). Then the leader and ``exact`` again with disruption and
 unserved demand at a quarter of their price and at four times it, and with start-ups three times as long; and leader and
-network where they see the state of the tick before, or no traffic. ``azfunc.yaml`` is traffic of another kind.
-Ctrl-C ends it, and what is done is told. Scenarios of traces need them in ``$RAYFOLD_TRACES`` or ``./traces``.
+network where they see the state of the tick before, or no traffic (``--world-seeds`` of each). ``azfunc.yaml`` is
+traffic of another kind. Ctrl-C ends it, and what is done is told. Scenarios of traces need them in ``$RAYFOLD_TRACES``
+or ``./traces``.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from rayfold.envs.futures import fit_traffic
 from rayfold.envs.moves import Plan
 from rayfold.envs.scenario import Scenario, Split, load_scenario
 from rayfold.envs.state import ClusterState
+from rayfold.policies.best_of_plans import BestOfPlans, SearchSettings
 from rayfold.policies.bundle import PolicyBundle, load_bundle
 from rayfold.policies.by_name import LEARNED, NETWORK, policy_maker, shipped_bundle
 from rayfold.policies.exact import Exact, ExactSettings
@@ -49,6 +52,14 @@ WORLDS = {
     "prices / 4": {"prices": 0.25},
     "prices x 4": {"prices": 4.0},
     "start-ups x 3": {"startup": 3.0},
+}
+PLANNER = "exact(quiet_s=75,quiet_frac=0.01,min_saving_frac=0.25)"
+ROLLOUT = "rollout of 4"  # futures, of all policies of the portfolio
+BEST_OF: dict[str, tuple[int, tuple[str, ...]]] = {  # plans of the network, and who else has one
+    "best of 1": (1, ()),
+    "best of 4": (4, ()),
+    "best of 8": (8, ()),
+    "best of 4 and planner": (4, (PLANNER,)),
 }
 STALE, BLIND = "a tick late", "no traffic seen"
 SHOWN = ("moves", "undone_moves", "unserved_request_s", "decision_ms_p99")
@@ -104,13 +115,25 @@ def policies(scenario: Scenario, bundle: Path) -> dict[str, Callable[[], Policy]
     for name in (LEARNED, NETWORK):
         made[f"{name}, {STALE}"] = partial(_handicapped, made[name], is_stale=True)
         made[f"{name}, {BLIND}"] = partial(_handicapped, made[name], is_blind=True)
-    members = [partial(make_member, k, limits, found.net) for k in range(len(MEMBERS))]
+    made[ROLLOUT] = partial(_rollout, scenario, found)
+    for name, (num_plans, advisers) in BEST_OF.items():
+        made[name] = partial(_best_of, scenario, found, num_plans, advisers)
+    return made
 
-    def search(num_futures: int) -> Policy:
-        model = fit_traffic(scenario, scenario.spec)
-        return ParallelRollout(members, limits, model, RolloutSettings(num_futures=num_futures))
 
-    return {**made, **{f"rollout of {n}": partial(search, n) for n in (1, 4)}}
+def _rollout(scenario: Scenario, bundle: PolicyBundle) -> Policy:
+    members = [partial(make_member, k, scenario.limits, bundle.net) for k in range(len(MEMBERS))]
+    return ParallelRollout(members, scenario.limits, fit_traffic(scenario, scenario.spec), RolloutSettings())
+
+
+def _best_of(scenario: Scenario, bundle: PolicyBundle, num_plans: int, advisers: tuple[str, ...]) -> Policy:
+    return BestOfPlans(
+        partial(policy_maker(NETWORK, bundle=bundle), scenario.limits),
+        scenario.limits,
+        fit_traffic(scenario, scenario.spec),
+        SearchSettings(num_plans=num_plans),
+        [policy_maker(name)(scenario.limits) for name in advisers],
+    )
 
 
 def _handicapped(make: Callable[[], Policy], **how: bool) -> Policy:
@@ -141,7 +164,7 @@ def units_of(args: argparse.Namespace) -> list[Unit]:
         for seed in range(args.seeds):
             units += [Unit(scenario, "as it is", variant, seed) for variant in alone]
             if seed < args.search:
-                units += [Unit(scenario, "as it is", f"rollout of {n}", seed) for n in (1, 4)]
+                units += [Unit(scenario, "as it is", variant, seed) for variant in args.searches.split(",")]
             if seed < args.world_seeds:
                 units += [Unit(scenario, "as it is", variant, seed) for variant in handicapped]
                 units += [Unit(scenario, w, v, seed) for w in list(WORLDS)[1:] for v in in_other_worlds]
@@ -186,12 +209,15 @@ def main() -> None:
     parser.add_argument("--scenarios", default=SCENARIOS)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--world-seeds", type=int, default=4, help="in the other worlds, and of handicaps")
-    parser.add_argument("--search", type=int, default=0, help="seeds on which parallel rollout runs too")
+    parser.add_argument("--search", type=int, default=0, help="seeds on which searches run too")
+    parser.add_argument("--searches", default=",".join((*BEST_OF, ROLLOUT)))
     parser.add_argument("--horizon-h", type=float, default=12.0, help="longest episode")
     parser.add_argument("--bundle", type=Path, default=shipped_bundle())
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if unknown := set(args.searches.split(",")) - {*BEST_OF, ROLLOUT}:
+        parser.error(f"--searches: expected some of {', '.join((*BEST_OF, ROLLOUT))}, got {', '.join(sorted(unknown))}")
     traces = os.environ.get("RAYFOLD_TRACES", "traces")
     loaded = {name: load_scenario(name, Path(traces)) for name in args.scenarios.split(",")}
     scenarios = {name: s.with_horizon(min(s.horizon_s, 3600.0 * args.horizon_h)) for name, s in loaded.items()}
