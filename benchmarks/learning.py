@@ -3,8 +3,8 @@
 ``python benchmarks/learning.py [--scenarios ...] [--seeds 8] [--search 2] [--jobs 2] [--json F]`` runs, on the same
 episodes, ``exact`` as tuned for the scenario (the reference of all figures) and with its defaults, the bundle's leader,
 the same without doubt, each policy that it may choose, and, for the first ``--search`` seeds, two kinds of search in
-the twin, which cost minutes per episode: the network with the best of 1, 4 and 8 of its plans, of 4 and the planner's,
-and parallel rollout (``--searches`` takes some of them). Then the leader and ``exact`` again with disruption and
+the twin, which cost minutes per episode: the network with the best of 1, 4 and 8 of its plans and the planner's, and
+parallel rollout (``--searches`` takes some of them). Then the leader and ``exact`` again with disruption and
 unserved demand at a quarter of their price and at four times it, and with start-ups three times as long; and leader and
 network where they see the state of the tick before, or no traffic (``--world-seeds`` of each). ``azfunc.yaml`` is
 traffic of another kind. Ctrl-C ends it, and what is done is told. Scenarios of traces need them in ``$RAYFOLD_TRACES``
@@ -28,7 +28,7 @@ from rayfold.envs.futures import fit_traffic
 from rayfold.envs.moves import Plan
 from rayfold.envs.scenario import Scenario, Split, load_scenario
 from rayfold.envs.state import ClusterState
-from rayfold.policies.best_of_plans import BestOfPlans, SearchSettings
+from rayfold.policies.best_of_plans import BestOfPlans
 from rayfold.policies.bundle import PolicyBundle, load_bundle
 from rayfold.policies.by_name import LEARNED, NETWORK, policy_maker, shipped_bundle
 from rayfold.policies.exact import Exact, ExactSettings
@@ -39,6 +39,7 @@ from rayfold.policies.protocol import Policy
 from rayfold.policies.tuned import tuned_settings
 from rayfold.training.bootstrap import mean_of, relative
 from rayfold.training.episode_result import run_episode
+from rayfold.training.policy_choice import PolicyChoice
 from rayfold.training.provenance import git_commit
 from rayfold.training.report import write_json
 from rayfold.training.workers import Workers, run_all
@@ -53,14 +54,8 @@ WORLDS = {
     "prices x 4": {"prices": 4.0},
     "start-ups x 3": {"startup": 3.0},
 }
-PLANNER = "exact(quiet_s=75,quiet_frac=0.01,min_saving_frac=0.25)"
+BEST_OF = tuple(f"best_of_plans(num_plans={k})" for k in (1, 4, 8))
 ROLLOUT = "rollout of 4"  # futures, of all policies of the portfolio
-BEST_OF: dict[str, tuple[int, tuple[str, ...]]] = {  # plans of the network, and who else has one
-    "best of 1": (1, ()),
-    "best of 4": (4, ()),
-    "best of 8": (8, ()),
-    "best of 4 and planner": (4, (PLANNER,)),
-}
 STALE, BLIND = "a tick late", "no traffic seen"
 SHOWN = ("moves", "undone_moves", "unserved_request_s", "decision_ms_p99")
 
@@ -116,24 +111,19 @@ def policies(scenario: Scenario, bundle: Path) -> dict[str, Callable[[], Policy]
         made[f"{name}, {STALE}"] = partial(_handicapped, made[name], is_stale=True)
         made[f"{name}, {BLIND}"] = partial(_handicapped, made[name], is_blind=True)
     made[ROLLOUT] = partial(_rollout, scenario, found)
-    for name, (num_plans, advisers) in BEST_OF.items():
-        made[name] = partial(_best_of, scenario, found, num_plans, advisers)
+    made.update({name: partial(_best_of, name, scenario, bundle) for name in BEST_OF})
     return made
+
+
+def _best_of(name: str, scenario: Scenario, bundle: Path) -> Policy:
+    policy = PolicyChoice(name=name, bundle=bundle).make(scenario)
+    assert isinstance(policy, BestOfPlans)
+    return policy
 
 
 def _rollout(scenario: Scenario, bundle: PolicyBundle) -> Policy:
     members = [partial(make_member, k, scenario.limits, bundle.net) for k in range(len(MEMBERS))]
     return ParallelRollout(members, scenario.limits, fit_traffic(scenario, scenario.spec), RolloutSettings())
-
-
-def _best_of(scenario: Scenario, bundle: PolicyBundle, num_plans: int, advisers: tuple[str, ...]) -> Policy:
-    return BestOfPlans(
-        partial(policy_maker(NETWORK, bundle=bundle), scenario.limits),
-        scenario.limits,
-        fit_traffic(scenario, scenario.spec),
-        SearchSettings(num_plans=num_plans),
-        [policy_maker(name)(scenario.limits) for name in advisers],
-    )
 
 
 def _handicapped(make: Callable[[], Policy], **how: bool) -> Policy:

@@ -6,6 +6,7 @@ arrives in it; here futures differ by more than plans do, so all plans meet the 
 the first only if it is cheaper with the confidence asked for.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from rayfold.envs.safety import Limits
 from rayfold.envs.state import ClusterState
 from rayfold.envs.traffic import Traffic
 from rayfold.policies.protocol import Policy
+from rayfold.policies.settings import between
 from rayfold.policies.twin import cheapest, compare, startable
 
 __all__ = ["BestOfPlans", "SearchSettings"]
@@ -27,12 +29,13 @@ __all__ = ["BestOfPlans", "SearchSettings"]
 class SearchSettings:
     """How many plans, and how far and often each is rolled forward."""
 
-    num_plans: int = 4  # sampled from the policy, equal ones included
-    num_futures: int = 4
-    horizon_s: float = 3600.0
-    wait_s: float = 900.0  # to do nothing for so long is one more plan: a minute of it is worth too little to be seen
-    confidence: float = 1.0  # standard errors by which another plan must be cheaper than the first
-    max_s: float = float("inf")  # wall time: no further future begins after it; at least two do
+    num_plans: int = between(4, 1, 64)  # sampled from the policy, equal ones included
+    num_futures: int = between(4, 1, 64)
+    horizon_s: float = between(3600.0, 60.0, 86400.0)  # in whole minutes
+    # To do nothing for so long is one more plan: a minute of it is worth too little to be seen.
+    wait_s: float = between(900.0, 0.0, 86400.0)
+    confidence: float = between(1.0, 0.0, 10.0)  # standard errors by which another plan must be cheaper than the first
+    max_s: float = between(math.inf, 0.0, math.inf)  # wall time: no further future begins after it; at least two do
 
 
 class BestOfPlans:

@@ -34,6 +34,7 @@ __all__ = [
     "make_policy",
     "policy_maker",
     "shipped_bundle",
+    "with_settings",
 ]
 
 
@@ -97,13 +98,10 @@ def policy_maker(
         given = {"bundle": bundle, "tuned": tuned, "num_candidates": num_candidates, "where": where}
         makers = [policy_maker(part, **given) for part in parts]  # type: ignore[arg-type]  # as they came
         return lambda limits: Chained([make(limits) for make in makers])
-    with_settings = _WITH_SETTINGS.fullmatch(name)
-    rule = with_settings["name"] if with_settings else name
+    rule, given_values = with_settings(name, where)
     if rule in HEURISTICS:
         make, settings_type = HEURISTICS[rule]
-        values = (tuned or {}).get(rule, {})
-        if with_settings:
-            values = _split(with_settings["settings"], f"{where} {rule}")
+        values = (tuned or {}).get(rule, {}) if given_values is None else given_values
         settings = parse_settings(settings_type, values, f"{where} {rule}")
         return lambda limits: make(limits, settings)
     if is_folder:
@@ -145,12 +143,19 @@ def make_policy(
     return policy_maker(name, bundle=bundle, tuned=tuned, num_candidates=num_candidates, where=where)(limits)
 
 
-def _split(text: str, where: str) -> dict[str, str]:
-    """``a=1,b=2`` by name."""
-    settings = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = part.partition("=")
+def with_settings(name: str, where: str) -> tuple[str, dict[str, str] | None]:
+    """``rule(a=1,b=2)`` is the rule and its settings by name; any other name, itself and None.
+
+    Raises:
+        InputError: A setting without a value.
+    """
+    match = _WITH_SETTINGS.fullmatch(name)
+    if match is None:
+        return name, None
+    values, rule = {}, match["name"]
+    for part in filter(None, (part.strip() for part in match["settings"].split(","))):
+        setting, equals, value = part.partition("=")
         if not equals:
-            raise InputError(where, "settings as name=value, separated by commas", part)
-        settings[name.strip()] = value.strip()
-    return settings
+            raise InputError(f"{where} {rule}", "settings as name=value, separated by commas", part)
+        values[setting.strip()] = value.strip()
+    return rule, values

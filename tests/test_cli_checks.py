@@ -39,6 +39,7 @@ def test_learned_without_a_bundle_says_how_to_get_one(monkeypatch: pytest.Monkey
     with pytest.raises(InputError, match="rayfold train"):
         check_bundle_flag(["none", "learned"], None)
     check_bundle_flag(["none", "learned"], tmp_path)
+    check_bundle_flag(["none", "best_of_plans(num_plans=2)"], tmp_path)
     check_bundle_flag(["none"], None)
     monkeypatch.setattr(cli_checks, "shipped_bundle", lambda: tmp_path)
     check_bundle_flag(["none", "learned"], None)

@@ -1,5 +1,6 @@
 """A policy as a user names it, before it is made: what travels to the process that runs it."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -8,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from rayfold.envs.cluster import SchedulingStrategy
-from rayfold.envs.safety import Limits
+from rayfold.envs.futures import fit_traffic
+from rayfold.envs.scenario import Scenario
 from rayfold.errors import InputError
-from rayfold.policies.by_name import HEURISTICS, make_policy, shipped_bundle
+from rayfold.policies.best_of_plans import BestOfPlans, SearchSettings
+from rayfold.policies.bundle import load_bundle
+from rayfold.policies.by_name import HEURISTICS, NETWORK, make_policy, policy_maker, shipped_bundle, with_settings
 from rayfold.policies.free_repacking import FreeRepacking
 from rayfold.policies.protocol import Policy
 from rayfold.policies.rollout import Rearranger
+from rayfold.policies.settings import parse_settings
 
 __all__ = ["PolicyChoice"]
 
@@ -40,15 +45,26 @@ class PolicyChoice:
         suffix = self.name.rpartition("@")[2] if "@" in self.name else ""
         return SchedulingStrategy(suffix) if suffix in list(SchedulingStrategy) else None
 
-    def make(self, limits: Limits, where: str = "--policies") -> Policy | Rearranger:
-        """The policy; ``free_repacking`` is none, but may stand where one does.
+    def make(self, scenario: Scenario, where: str = "--policies") -> Policy | Rearranger:
+        """The policy, for a scenario's limits; ``free_repacking`` is none, but may stand where one does.
+
+        ``best_of_plans`` searches over plans of the bundle's network and of what leads it in doubt; what it expects of
+        the traffic it has from the scenario's training days.
 
         Raises:
             InputError: See ``make_policy``.
         """
+        limits = scenario.limits
         if self.rule == FreeRepacking.name:
             return FreeRepacking()
-        return make_policy(self.rule, limits, bundle=self.bundle, tuned=self.tuned, where=where)
+        rule, values = with_settings(self.rule, where)
+        if rule != BestOfPlans.name:
+            return make_policy(self.rule, limits, bundle=self.bundle, tuned=self.tuned, where=where)
+        settings = parse_settings(SearchSettings, values or {}, f"{where} {rule}")
+        bundle = load_bundle(self.bundle or shipped_bundle())
+        make_network = functools.partial(policy_maker(NETWORK, bundle=bundle), limits)
+        advisers = [make_policy(bundle.leader.card.reference, limits)] if bundle.leader is not None else []
+        return BestOfPlans(make_network, limits, fit_traffic(scenario, scenario.spec), settings, advisers)
 
     def digest(self) -> str:
         """Hex SHA-256 of what decides how it acts, but for the code."""

@@ -74,6 +74,6 @@ def evaluate_units(
 
 def _run(shared: tuple[Scenario, Split], unit: Unit) -> EpisodeResult:
     scenario, split = shared
-    policy = unit.policy.make(scenario.limits)
+    policy = unit.policy.make(scenario)
     scheduling = unit.policy.scheduling
     return run_episode(scenario, policy, unit.seed, split, scheduling=scheduling, is_recorded=unit.is_recorded)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rayfold.errors import InputError
+from rayfold.policies.best_of_plans import BestOfPlans
 from rayfold.policies.by_name import BUNDLED, LEARNED, shipped_bundle
 
 __all__ = ["MAX_HORIZON_H", "check_bundle_flag", "check_bundle_target", "check_horizon", "check_output"]
@@ -46,7 +47,7 @@ def check_bundle_flag(policies: Sequence[str], bundle: Path | None) -> None:
     """
     if LEARNED in policies and bundle is None and not shipped_bundle().is_dir():
         raise InputError("--policies learned", "--bundle DIR, as written by `rayfold train`", "no bundle")
-    if not set(BUNDLED) & set(policies) and bundle is not None:
+    if bundle is not None and not {*BUNDLED, BestOfPlans.name} & {name.partition("(")[0] for name in policies}:
         raise InputError("--bundle", f"'{LEARNED}' among --policies", ",".join(policies) or "none")
 
 

@@ -34,7 +34,9 @@ def evaluate(
     scenario: Annotated[str, typer.Option(help="Shipped names or YAML paths, comma-separated.")] = "llm_api",
     policies: Annotated[
         str,
-        typer.Option(help="Comma-separated: NAME, NAME(a=1), NAME@spread; learned; bundle folders; free_repacking."),
+        typer.Option(
+            help="Comma-separated: NAME, NAME(a=1), NAME@spread; learned; bundle folders; best_of_plans; free_repacking."
+        ),
     ] = "none,best_fit,ray_serve",
     bundle: Annotated[Path | None, typer.Option(help="Bundle of 'learned'; default: the shipped one.")] = None,
     tuned: Annotated[
@@ -132,7 +134,7 @@ def _choices(
     found = tuned_settings(scenario.name, tuned)
     choices = tuple(PolicyChoice(name=name, bundle=bundle, tuned=found) for name in dict.fromkeys(wanted))
     for choice in choices:
-        choice.make(scenario.limits)
+        choice.make(scenario)
     return choices
 
 
@@ -190,7 +192,7 @@ def _audit(task: _Task) -> dict[str, str]:
 
     said = {}
     for choice in task.choices:
-        policy = choice.make(task.scenario.limits)
+        policy = choice.make(task.scenario)
         if isinstance(policy, Rearranger):
             continue
         try:

@@ -9,8 +9,11 @@ import pytest
 
 import rayfold
 from rayfold.envs.scenario import Scenario, Split, load_scenario
+from rayfold.errors import InputError
+from rayfold.policies.best_of_plans import BestOfPlans, SearchSettings
 from rayfold.policies.by_name import shipped_bundle
 from rayfold.training import unit_store, units
+from rayfold.training.audit import check_causal
 from rayfold.training.evaluation import Evaluation
 from rayfold.training.policy_choice import PolicyChoice
 from rayfold.training.unit_store import UnitStore, scenario_digest, unit_key
@@ -150,6 +153,25 @@ def test_free_repacking_is_a_column_like_others() -> None:
     bills = {name: metrics["total_usd"].mean for name, metrics in figures.items()}
     by_hand = (bills["none"] - bills["best_fit"]) / (bills["none"] - bills["free_repacking"])
     assert 0.0 < closed == pytest.approx(by_hand)
+
+
+def test_best_of_plans_is_a_column_like_others() -> None:
+    """With settings, of the shipped bundle, on the same episodes; its decisions know nothing of the future."""
+    name = "best_of_plans(num_plans=2,num_futures=2,horizon_s=600)"
+    scenario, choice = load_scenario("smoke").with_horizon(1800.0), PolicyChoice(name=name)
+    figures = evaluated(None, policies=(PolicyChoice(name="none"), choice), scenario=scenario).summary()
+    assert figures[name]["refused_moves"].mean == 0.0
+    policy = choice.make(scenario)
+    assert isinstance(policy, BestOfPlans)
+    assert policy.settings == SearchSettings(num_plans=2, num_futures=2, horizon_s=600.0)
+
+    def make(sim: object) -> BestOfPlans:
+        policy.reset()
+        return policy
+
+    check_causal(make, scenario, 0)
+    with pytest.raises(InputError, match="--policies best_of_plans: num_plans: expected 1 to 64, got 0"):
+        PolicyChoice(name="best_of_plans(num_plans=0)").make(scenario)
 
 
 def test_code_digest_sees_every_room_that_decides() -> None:
