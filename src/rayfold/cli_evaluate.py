@@ -35,7 +35,7 @@ def evaluate(
     policies: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: NAME, NAME(a=1), NAME@spread, learned, bundle folders, best_of_plans, free_repacking."
+            help="Comma-separated: NAME, NAME(a=1), NAME@spread; learned; folders; best_of_plans; free_repacking."
         ),
     ] = "none,best_fit,ray_serve",
     bundle: Annotated[Path | None, typer.Option(help="Bundle of 'learned'; default: the shipped one.")] = None,
