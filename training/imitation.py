@@ -82,7 +82,7 @@ def discounted_returns(
     return returns
 
 
-class _Class(NamedTuple):
+class _Course(NamedTuple):
     """What all episodes have in common."""
 
     scenarios: Sequence[Scenario]
@@ -93,17 +93,17 @@ class _Class(NamedTuple):
     student: CompactionNet | None
 
 
-def _demonstrate_episode(class_: _Class, work: tuple[int, np.random.Generator]) -> Demonstrations:
+def _demonstrate_episode(course: _Course, work: tuple[int, np.random.Generator]) -> Demonstrations:
     """One episode; the heuristic's own actions are played if there is no student, and else most often only told."""
     number, rng = work
     episode_rng, policy_rng, world_rng = rng.spawn(3)
-    scenario = class_.scenarios[number % len(class_.scenarios)]
-    if class_.vary is not None:
-        scenario = class_.vary(scenario, world_rng)
-    episode, config = Episode(scenario, class_.layout, Split.TRAIN, episode_rng), class_.config
-    policy, act = class_.make_policy(scenario.limits), None
-    if class_.student is not None and policy_rng.random() >= TEACHER_FRAC:
-        act = _play(class_.student, class_.layout, policy_rng)
+    scenario = course.scenarios[number % len(course.scenarios)]
+    if course.vary is not None:
+        scenario = course.vary(scenario, world_rng)
+    episode, config = Episode(scenario, course.layout, Split.TRAIN, episode_rng), course.config
+    policy, act = course.make_policy(scenario.limits), None
+    if course.student is not None and policy_rng.random() >= TEACHER_FRAC:
+        act = _play(course.student, course.layout, policy_rng)
     obs: list[NDArray[np.float32]] = []
     actions: list[tuple[int, int]] = []
     rewards: list[float] = []
@@ -155,12 +155,12 @@ def demonstrate(
         student: The network, in eval mode, that plays most episodes, while the heuristic tells what it would do.
         workers: Where episodes are played.
     """
-    class_ = _Class(scenarios, layout, make_policy, config, vary, student)
+    course = _Course(scenarios, layout, make_policy, config, vary, student)
     shown = dict[int, Demonstrations]()
     begun, is_over = time.monotonic(), False
     while not is_over and sum(len(part.actions) for part in shown.values()) < config.num_steps:
         turn = list(enumerate(rng.spawn(len(scenarios)), start=len(shown)))
-        for (number, _), part in run_all(_demonstrate_episode, class_, turn, workers):
+        for (number, _), part in run_all(_demonstrate_episode, course, turn, workers):
             shown[number] = part
             is_over = should_stop() or time.monotonic() - begun > 0.5 * config.max_s
             if is_over:
