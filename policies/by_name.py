@@ -32,6 +32,7 @@ __all__ = [
     "NETWORK",
     "Heuristic",
     "make_policy",
+    "needs_bundle",
     "policy_maker",
     "shipped_bundle",
     "with_settings",
@@ -141,6 +142,11 @@ def make_policy(
         InputError: As there.
     """
     return policy_maker(name, bundle=bundle, tuned=tuned, num_candidates=num_candidates, where=where)(limits)
+
+
+def needs_bundle(name: str) -> bool:
+    """Whether a name, or one of several joined by ``+``, stands for something in a bundle."""
+    return any(part in BUNDLED for part in _THEN.split(name))
 
 
 def with_settings(name: str, where: str) -> tuple[str, dict[str, str] | None]:

@@ -23,7 +23,7 @@ from rayfold.envs.scenario import Scenario, Split
 from rayfold.envs.simulator import Simulator
 from rayfold.errors import InputError
 from rayfold.policies.bundle import PolicyBundle
-from rayfold.policies.by_name import policy_maker
+from rayfold.policies.by_name import needs_bundle, policy_maker
 from rayfold.policies.leader import REFERENCE, WORTH_LIMIT, Experience, Kernel, Leader, covariance, scale_of
 from rayfold.policies.leader_file import LeaderCard, TrainedLeader
 from rayfold.policies.rollout import roll_out
@@ -247,7 +247,8 @@ def _play(bundle: PolicyBundle, work: tuple[int, _Unit]) -> _Seen:
 
 
 def _key(scenario: str, base: str, candidate: str, seed: int) -> str:
-    parts = [code_digest(), scenario, base, candidate, list(WORLD_FEATURES), seed]
+    """A candidate that asks no network need not play again for another one."""
+    parts = [code_digest(), scenario, base if needs_bundle(candidate) else "", candidate, list(WORLD_FEATURES), seed]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
 
 

@@ -1,5 +1,6 @@
 """Training of the leader: what is measured, what is learned from it, and how it goes on."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from rayfold.errors import InputError
 from rayfold.policies.bundle import PolicyBundle, load_bundle
 from rayfold.policies.by_name import make_policy, shipped_bundle
 from rayfold.policies.leader import REFERENCE
+from rayfold.policies.network import CompactionNet, NetworkConfig
 from rayfold.policies.world_features import WORLD_FEATURES
 from rayfold.training import leader_training
 from rayfold.training.episode_result import run_episode
@@ -125,6 +127,9 @@ def test_training_goes_on_where_it_stopped(
     assert again.card.metrics == first.card.metrics
     train_leader(lessons, bundle, tmp_path, candidates=CANDIDATES)
     assert [unit.candidate for unit in played[12:]] == [CANDIDATES[2]] * 5
+    other = dataclasses.replace(bundle, net=CompactionNet(NetworkConfig(dim=8, heads=1)).eval())
+    train_leader(lessons, other, tmp_path, candidates=CANDIDATES)
+    assert [unit.candidate for unit in played[17:]] == [CANDIDATES[2]] * 5  # the others ask no network
 
 
 def test_what_cannot_be_is_told_before_anything_is_played(tmp_path: Path, bundle: PolicyBundle) -> None:
