@@ -308,10 +308,11 @@ class _Run:
         if episodes <= 0:
             return "last", {}
         excesses: dict[str, float] = {}
+        scenarios = self.config.load_scenarios(evaluation=True)
         self._report(Phase.EVALUATE)
         for name, net in self.candidates.items():
             seeds = range(EVALUATION_SEED + self.config.seed, EVALUATION_SEED + self.config.seed + episodes)
-            work = [(scenario, seed) for scenario in self.scenarios for seed in seeds]
+            work = [(scenario, seed) for scenario in scenarios for seed in seeds]
             excesses[name] = float(np.mean(sorted(frac for _, frac in run_all(_excess_frac, net, work, self.workers))))
             self._report(Phase.EVALUATE, metrics={f"evaluation/excess_frac/{name}": excesses[name]})
         return max(excesses, key=lambda name: -np.sign(self.config.reward_scale) * excesses[name]), excesses

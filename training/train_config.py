@@ -63,14 +63,17 @@ class TrainConfig:
     reward_scale: float = 0.2  # of the reward in units of an episode's own first tick, see CompactionVectorEnv
     checkpoint_every_s: float = 60.0
     evaluation_episodes: int = 4  # for the choice of the weights that go into the bundle
+    # Longest one of these: short ones tell how scattered replicas are gathered, not how well they are kept together.
+    evaluation_horizon_s: float = 43_200.0
     num_env_runners: int = 0  # 0 = sample in this process; also how many Ray tasks demonstrate and evaluate
     num_learners: int = 0  # 0 = learn in this process
     num_gpus_per_learner: float = 0.0
 
-    def load_scenarios(self) -> list[Scenario]:
-        """The scenarios, with the training horizon."""
+    def load_scenarios(self, *, evaluation: bool = False) -> list[Scenario]:
+        """The scenarios, with the horizon to train or to evaluate on."""
+        longest_s = self.evaluation_horizon_s if evaluation else self.horizon_s
         loaded = [load_scenario(name, self.traces_dir, synthetic=self.synthetic) for name in self.scenarios]
-        return [s if self.horizon_s is None else s.with_horizon(min(self.horizon_s, s.horizon_s)) for s in loaded]
+        return [s if longest_s is None else s.with_horizon(min(longest_s, s.horizon_s)) for s in loaded]
 
     def check(self) -> None:
         """Refuses settings that cannot work.

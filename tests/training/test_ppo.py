@@ -15,10 +15,12 @@ from ray.rllib.connectors.learner import GeneralAdvantageEstimation
 from ray.rllib.core.columns import Columns
 
 from rayfold.envs.episode import scenario_layout
+from rayfold.envs.scenario import Scenario
 from rayfold.errors import InputError
 from rayfold.policies.bundle import TrainingCard, load_bundle, save_bundle
 from rayfold.policies.by_name import NETWORK, shipped_bundle
 from rayfold.policies.network import CompactionNet, NetworkConfig
+from rayfold.training import ppo
 from rayfold.training.averaging import WeightAverage
 from rayfold.training.checkpoints import FOLDER, POSITION, newest_checkpoint, restore_newest
 from rayfold.training.env_runner import BatchedEnvRunner
@@ -128,6 +130,25 @@ def test_a_remote_env_runner_trains(tmp_path: Path) -> None:
     result = train(small(tmp_path, num_env_runners=1, warm_start="", scenarios=scenarios, evaluation_episodes=0))
     assert result.position.steps >= 600
     assert load_bundle(result.bundle_dir).card.scenarios == scenarios
+
+
+@pytest.mark.cluster
+def test_weights_are_chosen_on_longer_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as told, but no longer than the scenario is; the bundle has the weights whose mean bill is least."""
+    played: list[float] = []
+
+    def excess_frac(net: CompactionNet, work: tuple[Scenario, int]) -> float:
+        played.append(work[0].horizon_s)
+        return 1.0 / len(played)
+
+    monkeypatch.setattr(ppo, "_excess_frac", excess_frac)
+    for longest_s, expected_s in ((2700.0, 2700.0), (43_200.0, 3600.0)):
+        played.clear()
+        run_dir = tmp_path / f"{longest_s:g}"
+        result = train(small(run_dir, horizon_s=1800.0, evaluation_horizon_s=longest_s, warm_start=""))
+        assert set(played) == {expected_s}
+        assert result.chosen == min(result.evaluation_excess_frac, key=lambda name: result.evaluation_excess_frac[name])
+        assert len(played) == len(result.evaluation_excess_frac) > 1
 
 
 @pytest.mark.cluster
