@@ -38,6 +38,7 @@ from rayfold.policies.protocol import Policy
 from rayfold.policies.tuned import tuned_settings
 from rayfold.training.bootstrap import mean_of, relative
 from rayfold.training.episode_result import run_episode
+from rayfold.training.leader_training import PLANNER
 from rayfold.training.ppo import train
 from rayfold.training.provenance import git_commit
 from rayfold.training.report import write_json
@@ -47,7 +48,6 @@ from rayfold.training.workers import Workers, run_all
 TRAINED_ON = ("llm_api",)
 PLAYED = "llm_api,llm_api_pack_groups,slow_start"
 REFERENCE, WHOLE = "exact, tuned", "whole"
-PLANNER = "exact(quiet_s=75,quiet_frac=0.01,min_saving_frac=0.25)"
 TRIES_ALL: dict[str, Any] = {"min_p": 0.0, "min_act_p": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     WHOLE: {},

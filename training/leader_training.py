@@ -36,10 +36,10 @@ from rayfold.training.unit_store import code_digest, scenario_digest
 from rayfold.training.workers import HERE, Workers, run_all
 from rayfold.training.worlds import vary
 
-__all__ = ["CANDIDATES", "FOLDS", "Lesson", "fit_leader", "train_leader"]
+__all__ = ["CANDIDATES", "FOLDS", "PLANNER", "Lesson", "fit_leader", "train_leader"]
 
-_PLANNER = "exact(quiet_s=75,quiet_frac=0.01,min_saving_frac=0.25)"
-CANDIDATES = ("network", "exact", _PLANNER, f"{_PLANNER}+network")
+PLANNER = "exact(quiet_s=75,quiet_frac=0.01,min_saving_frac=0.25)"
+CANDIDATES = ("network", "exact", PLANNER, f"{PLANNER}+network")
 FOLDS = 5
 _BOUNDS = ((0.002, 0.2), (0.3, 10.0), (0.002, 0.2))  # of a kernel
 _PRIOR = Kernel(0.03, 2.0, 0.03)  # median of a log-normal each: few episodes of few scenarios fit anything

@@ -12,6 +12,7 @@ import logging
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -308,12 +309,14 @@ class _Run:
         if episodes <= 0:
             return "last", {}
         excesses: dict[str, float] = {}
-        scenarios = self.config.load_scenarios(evaluation=True)
+        scenarios = dict(zip(self.config.scenarios, self.config.load_scenarios(evaluation=True), strict=True))
+        times = Counter(self.config.scenarios)  # one that is given twice is played once and counts twice
         self._report(Phase.EVALUATE)
         for name, net in self.candidates.items():
             seeds = range(EVALUATION_SEED + self.config.seed, EVALUATION_SEED + self.config.seed + episodes)
-            work = [(scenario, seed) for scenario in scenarios for seed in seeds]
-            excesses[name] = float(np.mean(sorted(frac for _, frac in run_all(_excess_frac, net, work, self.workers))))
+            work = [(scenario, seed, times[given]) for given, scenario in scenarios.items() for seed in seeds]
+            played = run_all(_excess_frac, net, work, self.workers)
+            excesses[name] = float(np.mean(sorted(frac for (*_, count), frac in played for _ in range(count))))
             self._report(Phase.EVALUATE, metrics={f"evaluation/excess_frac/{name}": excesses[name]})
         return max(excesses, key=lambda name: -np.sign(self.config.reward_scale) * excesses[name]), excesses
 
@@ -344,9 +347,9 @@ def _start_of(config: TrainConfig) -> PolicyBundle:
     return load_bundle(folder)
 
 
-def _excess_frac(net: CompactionNet, work: tuple[Scenario, int]) -> float:
+def _excess_frac(net: CompactionNet, work: tuple[Scenario, int, int]) -> float:
     """The network's bill above the lower bound in one episode of the train split."""
-    scenario, seed = work
+    scenario, seed, _ = work
     return run_episode(scenario, LearnedPolicy(net, scenario.limits), seed, Split.TRAIN).metrics["excess_frac"]
 
 

@@ -72,8 +72,12 @@ class TrainConfig:
     def load_scenarios(self, *, evaluation: bool = False) -> list[Scenario]:
         """The scenarios, with the horizon to train or to evaluate on."""
         longest_s = self.evaluation_horizon_s if evaluation else self.horizon_s
-        loaded = [load_scenario(name, self.traces_dir, synthetic=self.synthetic) for name in self.scenarios]
-        return [s if longest_s is None else s.with_horizon(min(longest_s, s.horizon_s)) for s in loaded]
+        loaded = {
+            name: load_scenario(name, self.traces_dir, synthetic=self.synthetic)
+            for name in dict.fromkeys(self.scenarios)
+        }
+        given = [loaded[name] for name in self.scenarios]
+        return [s if longest_s is None else s.with_horizon(min(longest_s, s.horizon_s)) for s in given]
 
     def check(self) -> None:
         """Refuses settings that cannot work.

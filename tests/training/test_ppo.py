@@ -137,7 +137,7 @@ def test_weights_are_chosen_on_longer_episodes(tmp_path: Path, monkeypatch: pyte
     """As long as told, but no longer than the scenario is; the bundle has the weights whose mean bill is least."""
     played: list[float] = []
 
-    def excess_frac(net: CompactionNet, work: tuple[Scenario, int]) -> float:
+    def excess_frac(net: CompactionNet, work: tuple[Scenario, int, int]) -> float:
         played.append(work[0].horizon_s)
         return 1.0 / len(played)
 
@@ -149,6 +149,23 @@ def test_weights_are_chosen_on_longer_episodes(tmp_path: Path, monkeypatch: pyte
         assert set(played) == {expected_s}
         assert result.chosen == min(result.evaluation_excess_frac, key=lambda name: result.evaluation_excess_frac[name])
         assert len(played) == len(result.evaluation_excess_frac) > 1
+
+
+@pytest.mark.cluster
+def test_a_scenario_given_twice_is_played_once_and_counts_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: (1 + 1 + 4) / 3."""
+    played: list[str] = []
+
+    def excess_frac(net: CompactionNet, work: tuple[Scenario, int, int]) -> float:
+        played.append(work[0].name)
+        return {"smoke": 1.0, "two_node": 4.0}[work[0].name]
+
+    monkeypatch.setattr(ppo, "_excess_frac", excess_frac)
+    result = train(small(tmp_path, scenarios=("smoke", "two_node", "smoke"), warm_start=""))
+    assert set(result.evaluation_excess_frac.values()) == {2.0}
+    assert played == ["smoke", "two_node"] * len(result.evaluation_excess_frac)
 
 
 @pytest.mark.cluster
