@@ -61,6 +61,7 @@ EVALUATE = ("evaluate", "--policies", "none", "--seeds", "1", "--scenario")
         ((*EVALUATE, "smoke", "--horizon-h", "0.0001"), ("horizon_s",)),
         (("train", "--scenario", "smoke", "--resume", "--run-dir", "nowhere"), ("nowhere",)),
         (("train", "--scenario", "smoke", "--stop-minutes", "-1"), ("--stop-minutes",)),
+        (("train", "--scenario", "smoke", "--horizon-h", "0"), ("--horizon-h",)),
         (("train", "--scenario", "smoke", "--warm-start", "worst_fit"), ("--warm-start", "worst_fit")),
         (("serve", "--address", "127.0.0.1:1", "--policy", "best_fit"), ("--address", "127.0.0.1:1")),
         (("serve", "--address", "here", "--policy", "best_fit"), ("--address", "here")),
@@ -200,9 +201,10 @@ def test_train_then_evaluate(tmp_path: Path) -> None:
     """A short training writes a bundle that ``evaluate`` takes, and a truncated one is refused."""
     done = rayfold(
         "train", "--scenario", "smoke", "--stop-steps", "1000", "--batch-steps", "512", "--num-envs", "8",
-        "--evaluation-episodes", "1", "--run-dir", "run", "--bundle", "copy", cwd=tmp_path,
+        "--evaluation-episodes", "1", "--horizon-h", "0.75", "--run-dir", "run", "--bundle", "copy", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "train.json").read_text())["horizon_s"] == 2700.0
     assert list((tmp_path / "run").glob("events.out.tfevents.*"))
     for name in ("bundle.json", "weights.safetensors"):
         assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "run" / "bundle" / name).read_bytes()

@@ -131,6 +131,6 @@ def test_a_small_recipe_makes_a_bundle(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     made = load_bundle(out)
     assert made.card.scenarios == ("smoke",)
-    assert made.card.warm_start.startswith(f"{out} (smoke, ")
+    assert made.card.warm_start.startswith("b (smoke; ")
     assert made.leader is not None
     assert made.leader.card.episodes == 5

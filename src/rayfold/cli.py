@@ -64,6 +64,7 @@ def train(
     warm_start_rounds: Annotated[
         int, typer.Option(help="More than one: the network plays, and the heuristic tells what it would do (DAgger).")
     ] = 1,
+    horizon_h: Annotated[float, typer.Option(help="Longest episode to train on, in hours.")] = 4.0,
     lr: Annotated[float, typer.Option(help="Learning rate of PPO.")] = 3e-4,
     batch_steps: Annotated[int, typer.Option(help="Environment steps per PPO iteration.")] = 4096,
     num_envs: Annotated[int, typer.Option(help="Environments per env runner.")] = 32,
@@ -95,7 +96,7 @@ def train(
         raise typer.Exit(_train_by_recipe(ctx, recipe, run_dir, bundle, traces, synthetic=synthetic))
     from rich.console import Console
 
-    from rayfold.cli_checks import check_bundle_target, check_output
+    from rayfold.cli_checks import check_bundle_target, check_horizon, check_output
     from rayfold.policies.bundle import load_bundle, save_bundle
     from rayfold.training.ppo import train as run_training
     from rayfold.training.progress import ProgressDisplay
@@ -112,6 +113,7 @@ def train(
         warm_start=warm_start,
         warm_start_steps=warm_start_steps,
         warm_start_rounds=warm_start_rounds,
+        horizon_s=3600.0 * horizon_h,
         lr=lr,
         batch_steps=batch_steps,
         num_envs=num_envs,
@@ -130,6 +132,7 @@ def train(
         num_gpus_per_learner=num_gpus_per_learner,
     )
     check_bundle_target(bundle)
+    check_horizon(horizon_h)
     if not resume:  # what is to be resumed must be there already
         config.check()
         check_output("--run-dir", run_dir / "train.json")

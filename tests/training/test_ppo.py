@@ -247,17 +247,20 @@ def test_ctrl_c_saves_and_returns(tmp_path: Path, phase: Phase) -> None:
 @pytest.mark.cluster
 @pytest.mark.parametrize("is_shipped", [False, True])
 def test_a_bundle_can_be_gone_on_from(tmp_path: Path, is_shipped: bool) -> None:
-    """PPO begins with its weights, whatever its width, and the card says whose they were."""
+    """PPO begins with its weights, whatever its width, and the card says whose they were, without the folder's path."""
     name = NETWORK if is_shipped else str(tmp_path / "old")
     if not is_shipped:
         torch.manual_seed(7)
         net = CompactionNet(NetworkConfig(dim=24, heads=3)).eval()
-        save_bundle(tmp_path / "old", net, TrainingCard(scenarios=("smoke",), seed=0, steps=1, minutes=0.0))
+        card = TrainingCard(scenarios=("smoke",), seed=0, steps=1, minutes=0.0, warm_start="best_fit")
+        save_bundle(tmp_path / "old", net, card)
     old = load_bundle(shipped_bundle() if is_shipped else tmp_path / "old")
     result = train(small(tmp_path / "run", warm_start=name, lr=1e-12, stop_steps=256))
     assert set(result.evaluation_excess_frac) >= {"warm_start", "average", "last"}
     found = load_bundle(result.bundle_dir)
-    assert found.card.warm_start.startswith(f"{name} ({', '.join(old.card.scenarios)}, {old.card.steps:,} steps, ")
+    told = f"{Path(name).name} ({', '.join(old.card.scenarios)}; {old.card.steps:,} steps; commit "
+    assert found.card.warm_start.startswith(told)
+    assert found.card.warm_start.endswith(f"; after {old.card.warm_start})")
     assert found.net.config == old.net.config
     for weight, tensor in old.net.state_dict().items():
         torch.testing.assert_close(found.net.state_dict()[weight], tensor, atol=1e-6, rtol=0.0)
