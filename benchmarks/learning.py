@@ -4,11 +4,11 @@
 episodes, ``exact`` as tuned for the scenario (the reference of all figures) and with its defaults, the bundle's leader,
 the same without doubt, each policy that it may choose, and, for the first ``--search`` seeds, two kinds of search in
 the twin, which cost minutes per episode: the network with the best of 1, 4 and 8 of its plans and the planner's, and
-parallel rollout (``--searches`` takes some of them). Then the leader and ``exact`` again with disruption and
-unserved demand at a quarter of their price and at four times it, and with start-ups three times as long; and leader and
-network where they see the state of the tick before, or no traffic (``--world-seeds`` of each). ``azfunc.yaml`` is
-traffic of another kind. Ctrl-C ends it, and what is done is told. Scenarios of traces need them in ``$RAYFOLD_TRACES``
-or ``./traces``.
+parallel rollout (``--searches`` takes some of them). Free repacking stands beside them. Then the leader, ``exact`` and
+free repacking again with disruption and unserved demand at a quarter of their price and at four times it, and with
+start-ups three times as long; and leader and network where they see the state of the tick before, or no traffic
+(``--world-seeds`` of each). ``azfunc.yaml`` is traffic of another kind. Ctrl-C ends it, and what is done is told.
+Scenarios of traces need them in ``$RAYFOLD_TRACES`` or ``./traces``.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from rayfold.policies.best_of_plans import BestOfPlans
 from rayfold.policies.bundle import PolicyBundle, load_bundle
 from rayfold.policies.by_name import LEARNED, NETWORK, policy_maker, shipped_bundle
 from rayfold.policies.exact import Exact, ExactSettings
+from rayfold.policies.free_repacking import FreeRepacking
 from rayfold.policies.leader import Leader
 from rayfold.policies.parallel_rollout import ParallelRollout, RolloutSettings
 from rayfold.policies.portfolio import MEMBERS, make_member
@@ -96,20 +97,26 @@ class Handicapped:
         return self._policy.plan(shown, rng) if shown is not None else Plan(reason="nothing seen yet")
 
 
-def policies(scenario: Scenario, bundle: Path) -> dict[str, Callable[[], Policy]]:
+def policies(scenario: Scenario, bundle: Path) -> dict[str, Callable[[], Policy | FreeRepacking]]:
     """How each variant is made."""
     found, limits = load_bundle(bundle), scenario.limits
     tuned = ExactSettings(**tuned_settings(scenario.name).get(Exact.name, {}))
-    made: dict[str, Callable[[], Policy]] = {REFERENCE: partial(Exact, limits, tuned)}
-    for name in dict.fromkeys([DEFAULT, LEARNED, NETWORK, *_members(found)]):
-        made[name] = partial(policy_maker(name, bundle=found), limits)
+    named = {
+        name: partial(policy_maker(name, bundle=found), limits)
+        for name in dict.fromkeys([DEFAULT, LEARNED, NETWORK, *_members(found)])
+    }
+    made: dict[str, Callable[[], Policy | FreeRepacking]] = {
+        REFERENCE: partial(Exact, limits, tuned),
+        FreeRepacking.name: FreeRepacking,
+        **named,
+    }
     if found.leader is not None:
         bold = dataclasses.replace(found.leader, leader=Leader(found.leader.leader.experience, doubt=0.0))
         without_doubt = dataclasses.replace(found, leader=bold)
         made[NO_DOUBT] = partial(policy_maker(LEARNED, bundle=without_doubt), limits)
     for name in (LEARNED, NETWORK):
-        made[f"{name}, {STALE}"] = partial(_handicapped, made[name], is_stale=True)
-        made[f"{name}, {BLIND}"] = partial(_handicapped, made[name], is_blind=True)
+        made[f"{name}, {STALE}"] = partial(_handicapped, named[name], is_stale=True)
+        made[f"{name}, {BLIND}"] = partial(_handicapped, named[name], is_blind=True)
     made[ROLLOUT] = partial(_rollout, scenario, found)
     made.update({name: partial(_best_of, name, scenario, bundle) for name in BEST_OF})
     return made
@@ -146,9 +153,9 @@ def run(shared: tuple[dict[str, Scenario], Path], unit: Unit) -> dict[str, float
 def units_of(args: argparse.Namespace) -> list[Unit]:
     """Everything that is to be run."""
     members = _members(load_bundle(args.bundle))
-    alone = list(dict.fromkeys([REFERENCE, DEFAULT, LEARNED, NO_DOUBT, NETWORK, *members]))
+    alone = list(dict.fromkeys([REFERENCE, DEFAULT, LEARNED, NO_DOUBT, NETWORK, *members, FreeRepacking.name]))
     handicapped = [f"{name}, {how}" for name in (LEARNED, NETWORK) for how in (STALE, BLIND)]
-    in_other_worlds = (REFERENCE, DEFAULT, LEARNED)
+    in_other_worlds = (REFERENCE, DEFAULT, LEARNED, FreeRepacking.name)
     units = []
     for scenario in args.scenarios.split(","):
         for seed in range(args.seeds):
