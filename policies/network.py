@@ -105,16 +105,18 @@ def _without_improbable(logits: Tensor, min_p: float) -> Tensor:
     """Masks choices with less than ``min_p`` of the likeliest one's probability; all together stay as likely."""
     if min_p == 0.0:
         return logits
-    kept = logits.masked_fill(logits < logits.max(-1, keepdim=True).values + math.log(min_p), MASKED)
-    return kept + (logits.logsumexp(-1, keepdim=True) - kept.logsumexp(-1, keepdim=True))
+    kept = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), MASKED)
+    # The likeliest one tells how much likelier each has become; torch's logsumexp takes ten times as long.
+    return kept + (kept.log_softmax(-1).amax(-1, keepdim=True) - logits.log_softmax(-1).amax(-1, keepdim=True))
 
 
 def _pick(logits: Tensor, greedy: bool, generator: torch.Generator | None) -> Tensor:
-    """One index per row; sampled by the Gumbel-max trick unless greedy."""
+    """One index per row; unless greedy sampled by the inverse of the distribution, one random number per row."""
     if greedy:
         return logits.argmax(-1)
-    noise = torch.empty_like(logits).exponential_(generator=generator).clamp_(min=1e-20)
-    return (logits - noise.log()).argmax(-1)
+    reached = logits.double().softmax(-1).cumsum(-1)
+    drawn = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device, generator=generator)
+    return torch.searchsorted(reached, drawn * reached[:, -1:], right=True).squeeze(-1)
 
 
 class CompactionNet(nn.Module):
@@ -173,9 +175,12 @@ class CompactionNet(nn.Module):
         node_types, type_present = self.node_type_in(obs["node_types"]), obs["node_types"][..., PRESENT] > 0
         tokens = torch.cat([self.global_in(obs["global"]).unsqueeze(1), nodes, deployments, node_types], 1)
         present = torch.cat([torch.ones_like(node_present[:, :1]), node_present, deployment_present, type_present], 1)
+        # Attention takes time as the square of its rows; those that are absent everywhere would change nothing.
+        kept = present.any(0).nonzero().squeeze(-1)
+        mixed, mixed_present = tokens[:, kept], present[:, kept]
         for block in self.blocks:
-            tokens = block(tokens, present)
-        tokens = self.norm(tokens)
+            mixed = block(mixed, mixed_present)
+        tokens = torch.zeros_like(tokens).index_copy(1, kept, self.norm(mixed))
         sizes = [1, nodes.shape[1], deployments.shape[1], node_types.shape[1]]
         first, nodes, deployments, node_types = tokens.split(sizes, 1)
         counted = node_present.unsqueeze(-1).to(tokens.dtype)
