@@ -17,6 +17,7 @@ __all__ = ["REFERENCE", "Experience", "Kernel", "Leader", "covariance", "scale_o
 
 REFERENCE = -1  # stands for no member: the reference leads
 WORTH_LIMIT = 0.15  # beyond it a bill is just far too high, or luck
+DOUBT = 0.5  # chosen on training days (docs/learning.md, 13)
 
 
 class Kernel(NamedTuple):
@@ -58,7 +59,7 @@ class Leader:
         doubt: How many standard deviations of what it does not know it adds to what it expects.
     """
 
-    def __init__(self, experience: Experience, doubt: float = 1.0) -> None:
+    def __init__(self, experience: Experience, doubt: float = DOUBT) -> None:
         self.experience, self.doubt = experience, doubt
         self._mean, self._spread = scale_of(experience.worlds)
         self._known = (experience.worlds - self._mean) / self._spread
