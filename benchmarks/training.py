@@ -109,9 +109,16 @@ def config_of(unit: Unit, job: Job, run_dir: Path) -> TrainConfig:
 
 
 def trained(job: Job, unit: Unit) -> CompactionNet:
-    """The network that a variant chose."""
+    """The network that a variant chose.
+
+    Raises:
+        KeyboardInterrupt: The run was interrupted, which it ends in order: what it has learned by then does not count.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        return load_bundle(train(config_of(unit, job, Path(folder))).bundle_dir).net
+        result = train(config_of(unit, job, Path(folder)))
+        if result.interrupted:
+            raise KeyboardInterrupt
+        return load_bundle(result.bundle_dir).net
 
 
 def play(job: Job, unit: Unit) -> dict[str, list[dict[str, float]]]:
