@@ -1,9 +1,11 @@
 """``Led``: the policy that a ``Leader`` chooses for the kind of cluster that it finds."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rayfold.envs.moves import Plan
 from rayfold.envs.safety import Limits
@@ -15,10 +17,13 @@ from rayfold.policies.world_features import world_features
 __all__ = ["Led"]
 
 DWELL_S = 3600.0  # between two choices: a cluster does not become another one sooner
+# Their mean describes the cluster, as the mean of an episode of twelve hours does in training. In a single hour it may
+# look like one of another kind: with few of its spot nodes there (docs/learning.md, 13).
+NUM_LOOKS = 12
 
 
 class Led:
-    """One member leads, for an hour at least.
+    """One member leads, for an hour at least, by what the last hours had in common.
 
     Args:
         leader: Says which one.
@@ -45,6 +50,7 @@ class Led:
         """Nothing has been seen; the first state decides who leads."""
         self._lead(REFERENCE)
         self._since_s, self._expected = -np.inf, 0.0
+        self._looks = deque[NDArray[np.float64]](maxlen=NUM_LOOKS)
 
     def _lead(self, row: int) -> None:
         self._row, self._member = row, self._make[row](self._limits)
@@ -57,7 +63,8 @@ class Led:
     def plan(self, state: ClusterState, rng: np.random.Generator) -> Plan:
         """The leader's plan; its reason begins with the leader's name and what it is expected to save."""
         if state.now_s - self._since_s >= DWELL_S - 1e-6:
-            row, self._expected = self._leader.choose(world_features(state, self._limits))
+            self._looks.append(world_features(state, self._limits))
+            row, self._expected = self._leader.choose(np.mean(self._looks, axis=0))
             self._since_s = state.now_s
             if row != self._row:
                 self._lead(row)

@@ -182,7 +182,7 @@ class CompactionNet(nn.Module):
             mixed = block(mixed, mixed_present)
         tokens = torch.zeros_like(tokens).index_copy(1, kept, self.norm(mixed))
         sizes = [1, nodes.shape[1], deployments.shape[1], node_types.shape[1]]
-        first, nodes, deployments, node_types = tokens.split(sizes, 1)
+        first, nodes, deployments, node_types = torch.split(tokens, sizes, 1)
         counted = node_present.unsqueeze(-1).to(tokens.dtype)
         mean = (nodes * counted).sum(1) / counted.sum(1).clamp(min=1.0)
         return Encoding(nodes, deployments, node_types, torch.cat([first.squeeze(1), mean], -1))

@@ -155,6 +155,28 @@ def test_reason_tells_who_leads_and_why() -> None:
     assert "expected" not in plan.reason
 
 
+def test_leader_is_asked_about_the_mean_of_twelve_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training it knows means over episodes; an odd hour is no other kind of cluster. A reset forgets them."""
+    sim = simulator(horizon_s=14.0 * DWELL_S)
+    leader = leader_that_says(-0.03, world_features(sim.view, sim.limits))
+    looks, asked = iter(range(100)), list[float]()
+
+    def look(state: object, limits: object) -> NDArray[np.float64]:
+        return np.full(DIM, float(next(looks)))
+
+    def note(world: NDArray[np.float64]) -> tuple[int, float]:
+        asked.append(float(world[0]))
+        return REFERENCE, 0.0
+
+    monkeypatch.setattr("rayfold.policies.led.world_features", look)
+    leader.choose = note  # type: ignore[method-assign]
+    policy = led(sim, leader)
+    roll_out(sim, policy, np.random.default_rng(0))
+    policy.reset()
+    policy.plan(simulator().state(), np.random.default_rng(0))
+    assert asked == [*(k / 2 for k in range(12)), 6.5, 7.5, 14.0]
+
+
 def test_leader_is_asked_once_an_hour() -> None:
     """Whatever it would say in between; after a reset at once."""
     sim = simulator(horizon_s=3.0 * DWELL_S)
