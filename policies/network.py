@@ -106,7 +106,7 @@ def _without_improbable(logits: Tensor, min_p: float) -> Tensor:
     if min_p == 0.0:
         return logits
     kept = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), MASKED)
-    # The likeliest one tells how much likelier each has become; torch's logsumexp takes ten times as long.
+    # The likeliest one tells how much likelier each has become; torch's logsumexp takes several times as long.
     return kept + (kept.log_softmax(-1).amax(-1, keepdim=True) - logits.log_softmax(-1).amax(-1, keepdim=True))
 
 
