@@ -37,6 +37,7 @@ from rayfold.policies.leader import Leader
 from rayfold.policies.parallel_rollout import ParallelRollout, RolloutSettings
 from rayfold.policies.portfolio import MEMBERS, make_member
 from rayfold.policies.protocol import Policy
+from rayfold.policies.rollout import Rearranger
 from rayfold.policies.tuned import tuned_settings
 from rayfold.training.bootstrap import mean_of, relative
 from rayfold.training.episode_result import run_episode
@@ -97,7 +98,7 @@ class Handicapped:
         return self._policy.plan(shown, rng) if shown is not None else Plan(reason="nothing seen yet")
 
 
-def policies(scenario: Scenario, bundle: Path) -> dict[str, Callable[[], Policy | FreeRepacking]]:
+def policies(scenario: Scenario, bundle: Path) -> dict[str, Callable[[], Policy | Rearranger]]:
     """How each variant is made."""
     found, limits = load_bundle(bundle), scenario.limits
     tuned = ExactSettings(**tuned_settings(scenario.name).get(Exact.name, {}))
@@ -105,7 +106,7 @@ def policies(scenario: Scenario, bundle: Path) -> dict[str, Callable[[], Policy 
         name: partial(policy_maker(name, bundle=found), limits)
         for name in dict.fromkeys([DEFAULT, LEARNED, NETWORK, *_members(found)])
     }
-    made: dict[str, Callable[[], Policy | FreeRepacking]] = {
+    made: dict[str, Callable[[], Policy | Rearranger]] = {
         REFERENCE: partial(Exact, limits, tuned),
         FreeRepacking.name: FreeRepacking,
         **named,

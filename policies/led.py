@@ -17,8 +17,8 @@ from rayfold.policies.world_features import world_features
 __all__ = ["Led"]
 
 DWELL_S = 3600.0  # between two choices: a cluster does not become another one sooner
-# Their mean describes the cluster, as the mean of an episode of twelve hours does in training. In a single hour it may
-# look like one of another kind: with few of its spot nodes there (docs/learning.md, 13).
+# Their mean describes the cluster, as the mean of an episode of twelve hours does in training; a single hour may look
+# like another kind of cluster (docs/learning.md, 13).
 NUM_LOOKS = 12
 
 

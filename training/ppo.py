@@ -87,10 +87,12 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
     net, is_to_start = None, bool(config.warm_start) and not config.resume
     if is_to_start and config.warm_start.partition("(")[0] not in HEURISTICS:
         start = _start_of(config)
-        net, card, name = start.net, start.card, Path(config.warm_start).name  # no path: a bundle goes to others
+        net, card = start.net, start.card
         told = [", ".join(card.scenarios), f"{card.steps:,} steps", f"commit {card.git_commit or 'unknown'}"]
-        origin = f"{name} ({'; '.join([*told, *([f'after {card.warm_start}'] if card.warm_start else [])])})"
-        config = dataclasses.replace(config, network=net.config, origin=origin)
+        if card.warm_start:
+            told.append(f"after {card.warm_start}")
+        name = Path(config.warm_start).name  # no path: a bundle goes to others
+        config = dataclasses.replace(config, network=net.config, origin=f"{name} ({'; '.join(told)})")
     elif is_to_start:
         policy_maker(config.warm_start, where="--warm-start")  # is refused now, if it is
     scenarios = config.load_scenarios()
