@@ -70,7 +70,7 @@ class _Played(NamedTuple):
     """All candidates on all episodes."""
 
     names: tuple[str, ...]  # of the K candidates
-    worlds: NDArray[np.float64]  # (N, D) as the first of them found them
+    worlds: NDArray[np.float64]  # (N, K, D) as each of them found them: who leads changes which nodes are there
     bills: NDArray[np.float64]  # (N, K) US dollars
     groups: NDArray[np.str_]  # (N,) scenario
 
@@ -148,7 +148,7 @@ def _play_all(
     count = len(candidates)
     return _Played(
         names=tuple(candidates),
-        worlds=np.array([done[i].world for i in range(0, len(units), count)]),
+        worlds=np.array([done[i].world for i in range(len(units))]).reshape(len(episodes), count, -1),
         bills=np.array([done[i].bill_usd for i in range(len(units))]).reshape(-1, count),
         groups=np.array([scenario.name for scenario, _ in episodes]),
     )
@@ -165,10 +165,11 @@ def fit_leader(played: _Played) -> tuple[str, Leader]:
     row = int(in_mean.argmin())
     members = tuple(name for name in played.names if name != played.names[row])
     worth = np.delete(played.bills, row, axis=1) / played.bills[:, [row]] - 1.0
-    mean, spread = scale_of(played.worlds)
-    known, clipped = (played.worlds - mean) / spread, np.clip(worth, -WORTH_LIMIT, WORTH_LIMIT)
+    worlds = played.worlds[:, row]  # as they are seen while it leads, which in doubt it does
+    mean, spread = scale_of(worlds)
+    known, clipped = (worlds - mean) / spread, np.clip(worth, -WORTH_LIMIT, WORTH_LIMIT)
     kernels = tuple(_fit_kernel(known, clipped[:, k]) for k in range(len(members)))
-    return played.names[row], Leader(Experience(members=members, worlds=played.worlds, worth=worth, kernels=kernels))
+    return played.names[row], Leader(Experience(members=members, worlds=worlds, worth=worth, kernels=kernels))
 
 
 def _fit_kernel(known: NDArray[np.float64], y: NDArray[np.float64]) -> Kernel:
@@ -212,7 +213,7 @@ def _led_bills(played: _Played, left_out: Sequence[NDArray[np.bool_]]) -> NDArra
         known = _Played(played.names, played.worlds[~rows], played.bills[~rows], played.groups[~rows])
         reference, leader = fit_leader(known)
         for i in np.flatnonzero(rows):
-            row, _ = leader.choose(played.worlds[i])
+            row, _ = leader.choose(played.worlds[i, played.names.index(reference)])
             name = reference if row == REFERENCE else leader.experience.members[row]
             out[i] = played.bills[i, played.names.index(name)]
     return out
