@@ -3,10 +3,12 @@
 Receding horizon: a plan is made of the state as it is, its first moves are started, what has been begun is finished,
 and the next plan is made of the state that came of it. It knows nothing of traffic to come, but may wait until the
 cluster has been quiet for a while, as Ray's own compaction does (``serve/_private/deployment_scheduler.py``, Ray 2.60):
-what is started while a scale-up is under way is often undone by it.
+what is started while a scale-up is under way is often undone by it. And where no node can be emptied at once it may
+make room: the first moves of a repacking, whose others fit when the fences of these are over.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +21,10 @@ from rayfold.policies.evacuations import moves_price_usd, new_evacuation
 from rayfold.policies.exact_model import CountProblem, count_problem
 from rayfold.policies.exact_order import order_evacuations
 from rayfold.policies.exact_program import Solved, solve_counts
-from rayfold.policies.exact_repacking import order_repacking
+from rayfold.policies.exact_repacking import order_repacking, possible_at_once
 from rayfold.policies.exact_search import search_counts
 from rayfold.policies.exact_start import start_counts
-from rayfold.policies.settings import between
+from rayfold.policies.settings import between, one_of
 
 __all__ = ["Exact", "ExactSettings", "is_busy", "make_problem", "solve_problem"]
 
@@ -38,6 +40,7 @@ class ExactSettings:
     min_saving_frac: float = between(0.1, 0.0, 0.9)  # of that price, by which an evacuation must pay to be begun
     quiet_s: float = between(0.0, 0.0, 1800.0)  # without new replicas or nodes under way, before anything is begun
     quiet_frac: float = between(0.0, 0.0, 0.1)  # of the running replicas, or of the nodes, may be new meanwhile
+    makes_room: bool = one_of(False, False, True)  # on the nodes there are, for replicas of others to be emptied later
     max_moves: int = 64  # of a plan
     max_new_nodes: int = 2  # of each type, where limits allow any
     max_effort: float = 50_000.0  # of a plan's search, see ``mip``: about a second and a half
@@ -73,6 +76,7 @@ class Exact:
         self._steps: list[_Step] = []
         self._busy_s = -np.inf  # a new replica or node was last seen under way
         self._hopeless: CountProblem | None = None  # the last problem, if nothing paid in it
+        self._hopeless_room: CountProblem | None = None  # the same, of making room
 
     def plan(self, state: ClusterState, rng: np.random.Generator) -> Plan:
         """What is left of evacuations that have been begun; if nothing is, the first moves of the best ones."""
@@ -89,6 +93,11 @@ class Exact:
             return Plan(reason="as many moves in flight as limits allow")
         if state.now_s - self._busy_s < self.settings.quiet_s:
             return Plan(reason=f"new replicas or nodes {state.now_s - self._busy_s:.0f} s ago")
+        plan = self._evacuate(state, rng)
+        return plan if plan.moves or not self.settings.makes_room else self._make_room(state, rng, otherwise=plan)
+
+    def _evacuate(self, state: ClusterState, rng: np.random.Generator) -> Plan:
+        """The first moves of the best evacuations, if any pay."""
         problem = make_problem(state, self._limits, self.settings)
         if not problem.can_empty.any():
             return Plan(reason="no node can be emptied")
@@ -120,18 +129,51 @@ class Exact:
             if problem.reuses_room
             or (int(state.arrays.replica_node[move.replica_idx]) in begun and move.node_idx < problem.num_rows)
         ]
-        saved_h = self.settings.look_ahead_s / 3600.0
-        price = state.spec.arrays.type_price_usd_per_h[problem.node_type[solved.counts.empties]].sum()
-        opened = (solved.counts.takes.sum(1) > 0) @ problem.opening_usd
-        saving = float(price * saved_h - opened) - moves_price_usd(state, moves)
+        saving = self._saving_usd(state, problem, solved, moves)
         return Plan(
             moves=now,
             scores=(saving / len(moves),) * len(now),
             expected_saving_usd=saving,
-            reason=f"empty {num_emptied} nodes by {len(moves)} moves, {saving:.2f} USD in {saved_h:g} h, "
-            f"gap {solved.gap_frac:.1%}",
+            reason=f"empty {num_emptied} nodes by {len(moves)} moves, {saving:.2f} USD in "
+            f"{self.settings.look_ahead_s / 3600.0:g} h, gap {solved.gap_frac:.1%}",
             candidates=weighed,
         )
+
+    def _make_room(self, state: ClusterState, rng: np.random.Generator, otherwise: Plan) -> Plan:
+        """The moves that a repacking begins with, where one pays; else the other plan.
+
+        It is planned as if no node were fenced. Moves that need room which others leave are not remembered: when the
+        fences are over they are found again, as evacuations, if they still pay.
+        """
+        later = replace(state, arrays=state.arrays.copy())
+        later.arrays.node_fenced_until_s[:] = -np.inf
+        limits = self._limits._replace(fence_s=0.0, allow_new_nodes=False)
+        problem = make_problem(later, limits, self.settings)
+        if self._hopeless_room is not None and problem.equals(self._hopeless_room):
+            return otherwise
+        solved = solve_problem(later, limits, problem, self.settings, rng)
+        if not solved.counts.empties.any() and solved.gap_frac <= self.settings.gap_frac:
+            self._hopeless_room = problem
+        moves = order_repacking(later, problem, solved.counts, self.settings.max_moves, may_park=False)
+        first = possible_at_once(state, moves, self._limits)
+        now = _allowed(state, first, self._limits)
+        if not now:
+            return otherwise
+        self._steps = [_step(state, move) for move in first[len(now) :]]
+        saving, num_emptied = self._saving_usd(state, problem, solved, moves), int(solved.counts.empties.sum())
+        return Plan(
+            moves=now,
+            scores=(saving / len(moves),) * len(now),
+            expected_saving_usd=saving,
+            reason=f"make room by {len(first)} moves to empty {num_emptied} nodes by {len(moves)}, {saving:.2f} USD in "
+            f"{self.settings.look_ahead_s / 3600.0:g} h, gap {solved.gap_frac:.1%}",
+        )
+
+    def _saving_usd(self, state: ClusterState, problem: CountProblem, solved: Solved, moves: Sequence[Move]) -> float:
+        """What emptied nodes cost over the look-ahead, less what is opened and the moves."""
+        price = state.spec.arrays.type_price_usd_per_h[problem.node_type[solved.counts.empties]].sum()
+        opened = (solved.counts.takes.sum(1) > 0) @ problem.opening_usd
+        return float(price * self.settings.look_ahead_s / 3600.0 - opened) - moves_price_usd(state, moves)
 
     def _candidate(self, state: ClusterState, node_idx: int, moves: tuple[Move, ...]) -> Candidate:
         e = new_evacuation(state, node_idx, moves)

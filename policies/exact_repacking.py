@@ -4,22 +4,29 @@ Moves go where they fit, replicas of nodes that stay first, since they make room
 parked on a node that has room for it and goes on from there: that costs a move more.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.moves import Move
 from rayfold.envs.placement import hold, let_go
-from rayfold.envs.safety import capacity_reason
+from rayfold.envs.safety import Limits, capacity_reason, check_move
 from rayfold.envs.state import ClusterState, ReplicaPhase, StateArrays
+from rayfold.envs.transition import with_move
 from rayfold.policies.exact_model import CountProblem
 from rayfold.policies.exact_order import leaving
 from rayfold.policies.exact_program import Counts
 
-__all__ = ["order_repacking"]
+__all__ = ["order_repacking", "possible_at_once"]
+
+_NO_LIMIT = 1 << 40
 
 
-def order_repacking(state: ClusterState, problem: CountProblem, counts: Counts, max_moves: int) -> tuple[Move, ...]:
+def order_repacking(
+    state: ClusterState, problem: CountProblem, counts: Counts, max_moves: int, *, may_park: bool = True
+) -> tuple[Move, ...]:
     """The moves of a solution, each of which fits when those before it are done.
 
     Args:
@@ -27,11 +34,29 @@ def order_repacking(state: ClusterState, problem: CountProblem, counts: Counts, 
         problem: The problem.
         counts: A solution.
         max_moves: With those by way of another node.
+        may_park: Whether any may go by way of another node.
 
     Returns:
         All moves, or those up to where it is stuck.
     """
-    return _Repacking(state, problem, counts).run(max_moves)
+    return _Repacking(state, problem, counts).run(max_moves, may_park)
+
+
+def possible_at_once(state: ClusterState, moves: Sequence[Move], limits: Limits) -> tuple[Move, ...]:
+    """Those of the moves that need neither room which others leave nor the end of a fence.
+
+    Args:
+        state: The cluster.
+        moves: In the order of ``order_repacking``.
+        limits: What the safety filter allows; its limit on concurrent moves and its cooldown are not applied.
+    """
+    limits = limits._replace(max_concurrent_moves=_NO_LIMIT, deployment_cooldown_s=0.0)
+    found = []
+    for move in moves:
+        if check_move(state, move, limits).allowed:
+            state = with_move(state, move, limits)
+            found.append(move)
+    return tuple(found)
 
 
 class _Repacking:
@@ -51,9 +76,9 @@ class _Repacking:
             self._rows[int(b), int(d)] = of_kind[: int(counts.gives[b, d] - stays[b, d])]
         self._moves: list[Move] = []
 
-    def run(self, max_moves: int) -> tuple[Move, ...]:
+    def run(self, max_moves: int, may_park: bool) -> tuple[Move, ...]:
         """Moves until there is nothing left, or nothing that can be done."""
-        parked, most_parked = 0, int(self._takes.sum())
+        parked, most_parked = 0, int(self._takes.sum()) if may_park else 0
         while self._takes.any() and len(self._moves) < max_moves:
             if self._move_what_fits(max_moves):
                 continue

@@ -9,6 +9,7 @@ import pytest
 from rayfold.envs.importers.vmr import vmr_state
 from rayfold.envs.known_optimum import AWKWARD, MIXED, known_optimum
 from rayfold.envs.moves import Move
+from rayfold.envs.placement import let_go
 from rayfold.envs.safety import Limits, Reason, check_move
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
 from rayfold.envs.transition import with_move
@@ -17,7 +18,7 @@ from rayfold.policies.consolidation import consolidate
 from rayfold.policies.exact import Exact, ExactSettings, is_busy, make_problem, solve_problem
 from rayfold.policies.exact_order import order_evacuations
 from rayfold.policies.exact_program import no_moves, value_usd
-from rayfold.policies.exact_repacking import order_repacking
+from rayfold.policies.exact_repacking import order_repacking, possible_at_once
 from rayfold.policies.vmr_optimum import VmrGoal, vmr_optimum
 from tests.envs.clusters import add_node, add_replica, empty_state, random_state, small_spec
 from tests.envs.conservation import check_conserved
@@ -26,6 +27,7 @@ from tests.policies.test_exact_program import FIXED, LIMITS, ONE, TWO, cluster
 from tests.policies.test_vmr_optimum import random_snapshot
 
 EAGER = ExactSettings(min_saving_frac=0.0)
+CHAIN = ((0, (TWO,)), (0, (FIXED, ONE, ONE)), (0, (FIXED, ONE, ONE)))  # node 0 can be left when a ONE has made room
 THOROUGH = replace(EAGER, look_ahead_s=14400.0, max_moves=1000, max_effort=1e9, time_limit_s=60.0)
 
 
@@ -190,14 +192,60 @@ def test_a_plan_says_what_it_expects() -> None:
 
 def test_a_chain_is_made_in_the_order_in_which_it_fits() -> None:
     """A single replica leaves first, then the large one comes: the other way round does not fit."""
-    state = cluster((0, (TWO,)), (0, (FIXED, ONE, ONE)), (0, (FIXED, ONE, ONE)))
+    state = cluster(*CHAIN)
     limits = LIMITS._replace(fence_s=0.0)
     problem = make_problem(state, limits, EAGER)
     counts = solve_problem(state, limits, problem, EAGER, rng()).counts
     moves = order_repacking(state, problem, counts, 10)
     assert [int(state.arrays.replica_deployment[m.replica_idx]) for m in moves] == [ONE, TWO]
     assert moves[1].node_idx == state.arrays.replica_node[moves[0].replica_idx]
+    assert possible_at_once(state, moves, LIMITS) == moves[:1]
     assert [m for m in Exact(limits, EAGER).plan(state, rng()).moves] == [moves[0]]
+
+
+def test_makes_room_and_empties_when_the_fence_is_over() -> None:
+    """Without it nothing is done; with it a single replica goes, and the large one follows into the room it left."""
+    state, roomy = cluster(*CHAIN), replace(EAGER, makes_room=True)
+    assert Exact(LIMITS, EAGER).plan(state, rng()).moves == ()
+    policy, prices = Exact(LIMITS, roomy), make_problem(state, LIMITS, roomy).move_usd
+    first = policy.plan(state, rng())
+    ((small, to),) = first.moves
+    left = int(state.arrays.replica_node[small])
+    assert {left, to} == {1, 2}
+    assert "make room by 1 moves to empty 1 nodes by 2" in first.reason
+    assert first.expected_saving_usd == pytest.approx(4.0 - prices[ONE] - prices[TWO])
+    state = with_move(state, first.moves[0], LIMITS)
+    st = state.arrays
+    st.replica_phase[st.replica_peer == small], st.replica_peer[:] = ReplicaPhase.RUNNING, -1
+    let_go(state.spec.arrays, st, small, state.now_s)
+    assert policy.plan(state, rng()).moves == ()
+    over = replace(state, now_s=state.now_s + LIMITS.fence_s)
+    assert policy.plan(over, rng()).moves == (Move(0, left),)
+
+
+def test_makes_no_room_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threshold is that of evacuations; the same problem is not solved again."""
+    state = cluster(*CHAIN)
+    careful = Exact(LIMITS, ExactSettings(min_saving_frac=0.9, look_ahead_s=300.0, makes_room=True))
+    solver = Mock(wraps=exact.solve_problem)
+    monkeypatch.setattr(exact, "solve_problem", solver)
+    for _ in range(3):
+        assert careful.plan(state, rng()).moves == ()
+    assert solver.call_count == 2  # evacuations, and with room
+
+
+def test_room_is_made_move_by_move() -> None:
+    """On 60 random states the filter allows each move with those before it begun."""
+    limits, settings = LIMITS._replace(max_concurrent_moves=99), replace(EAGER, makes_room=True)
+    num_rooms = 0
+    for seed in range(60):
+        state = random_state(np.random.default_rng(seed), rich_spec(packs=bool(seed % 4)) if seed % 2 else small_spec())
+        plan = Exact(limits, settings).plan(state, rng())
+        num_rooms += plan.reason.startswith("make room")
+        for move in plan.moves:
+            assert check_move(state, move, limits) == (True, Reason.ALLOWED)
+            state = with_move(state, move, limits)
+    assert num_rooms > 0
 
 
 def test_a_circle_goes_by_way_of_another_node() -> None:
@@ -218,6 +266,7 @@ def test_a_circle_goes_by_way_of_another_node() -> None:
         now.arrays.node_free[[a, n], 0] += np.array([1.0, -1.0]) * now.spec.arrays.demand[d, 0]
         now.arrays.replica_node[r] = n
     assert order_repacking(state, problem, counts, 3) == ()
+    assert order_repacking(state, problem, counts, 10, may_park=False) == ()
 
 
 def test_a_planted_solution_that_does_not_fit_is_cut() -> None:
