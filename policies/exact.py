@@ -76,7 +76,7 @@ class Exact:
         self._steps: list[_Step] = []
         self._busy_s = -np.inf  # a new replica or node was last seen under way
         self._hopeless: CountProblem | None = None  # the last problem, if nothing paid in it
-        self._hopeless_room: CountProblem | None = None  # the same, of making room
+        self._repacking: tuple[CountProblem, Solved] | None = None  # the last one that was looked at to make room
 
     def plan(self, state: ClusterState, rng: np.random.Generator) -> Plan:
         """What is left of evacuations that have been begun; if nothing is, the first moves of the best ones."""
@@ -149,11 +149,9 @@ class Exact:
         later.arrays.node_fenced_until_s[:] = -np.inf
         limits = self._limits._replace(fence_s=0.0, allow_new_nodes=False)
         problem = make_problem(later, limits, self.settings)
-        if self._hopeless_room is not None and problem.equals(self._hopeless_room):
-            return otherwise
-        solved = solve_problem(later, limits, problem, self.settings, rng)
-        if not solved.counts.empties.any() and solved.gap_frac <= self.settings.gap_frac:
-            self._hopeless_room = problem
+        if self._repacking is None or not problem.equals(self._repacking[0]):
+            self._repacking = problem, solve_problem(later, limits, problem, self.settings, rng)
+        solved = self._repacking[1]
         moves = order_repacking(later, problem, solved.counts, self.settings.max_moves, may_park=False)
         first = possible_at_once(state, moves, self._limits)
         now = _allowed(state, first, self._limits)
