@@ -17,7 +17,7 @@ __all__ = ["REFERENCE", "Experience", "Kernel", "Leader", "covariance", "scale_o
 
 REFERENCE = -1  # stands for no member: the reference leads
 WORTH_LIMIT = 0.15  # beyond it a bill is just far too high, or luck
-DOUBT = 0.5  # chosen on training days (docs/learning.md, 14)
+DOUBT = 0.25  # chosen on training days (docs/learning.md, 14)
 
 
 class Kernel(NamedTuple):
