@@ -12,7 +12,7 @@ from rayfold.envs.initial_state import initial_state
 from rayfold.envs.safety import Limits
 from rayfold.envs.scenario import Split, load_scenario
 from rayfold.envs.simulator import Simulator
-from rayfold.envs.state import ReplicaPhase
+from rayfold.envs.state import NodePhase, ReplicaPhase
 from rayfold.errors import InputError
 from rayfold.policies.bundle import TrainingCard, load_bundle, save_bundle
 from rayfold.policies.by_name import make_policy
@@ -153,6 +153,21 @@ def test_reason_tells_who_leads_and_why() -> None:
     assert plan.reason.startswith("dearest_first (bill expected -3.0%): ")
     plan = led(sim, leader_that_says(0.03, world)).plan(sim.state(), np.random.default_rng(0))
     assert "expected" not in plan.reason
+
+
+def test_reference_leads_where_there_are_more_nodes_than_were_learned_from() -> None:
+    """Whatever the leader expects; heads do not count, nodes that boot do."""
+    sim = simulator()
+    leader, state = leader_that_says(-0.03, world_features(sim.view, sim.limits)), sim.state()
+    st = state.arrays
+    is_there = st.node_phase != NodePhase.ABSENT
+    st.node_phase[int(np.flatnonzero(is_there & ~st.node_is_head)[-1])] = NodePhase.BOOTING
+    num_nodes = int((is_there & ~st.node_is_head).sum())
+    assert num_nodes > 1
+    for most_nodes, expected in ((num_nodes, DearestFirst), (num_nodes - 1, NoMoves)):
+        policy = Led(leader, [DearestFirst], lambda limits: NoMoves(), sim.limits, most_nodes=most_nodes)
+        policy.plan(state, np.random.default_rng(0))
+        assert type(policy.member) is expected
 
 
 def test_leader_is_asked_about_the_mean_of_twelve_hours(monkeypatch: pytest.MonkeyPatch) -> None:
