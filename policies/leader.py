@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 
+from rayfold.policies.world_features import WORLD_FEATURES
+
 __all__ = ["REFERENCE", "Experience", "Kernel", "Leader", "covariance", "scale_of"]
 
 REFERENCE = -1  # stands for no member: the reference leads
 WORTH_LIMIT = 0.15  # beyond it a bill is just far too high, or luck
-DOUBT = 0.25  # chosen on training days (docs/learning.md, 14)
+_NEW_NODES = WORLD_FEATURES.index("new_nodes")
+DOUBT = 0.5  # chosen on training days (docs/learning.md, 14)
 
 
 class Kernel(NamedTuple):
@@ -45,9 +48,14 @@ def scale_of(worlds: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
 
 
 def covariance(a: NDArray[np.float64], b: NDArray[np.float64], kernel: Kernel) -> NDArray[np.float64]:
-    """``(len(a), len(b))`` of standardised worlds, without noise."""
+    """``(len(a), len(b))`` of standardised worlds, without noise.
+
+    Worlds in which moves may launch nodes and worlds in which they may not tell nothing of each other: who is good in
+    the one kind need not have learned the other.
+    """
     squares = ((a[:, None, :] - b[None, :, :]) ** 2).sum(-1)
-    out: NDArray[np.float64] = kernel.signal_frac**2 * np.exp(-0.5 * squares / kernel.length**2)
+    is_alike = np.abs(a[:, None, _NEW_NODES] - b[None, :, _NEW_NODES]) < 1e-6
+    out: NDArray[np.float64] = is_alike * kernel.signal_frac**2 * np.exp(-0.5 * squares / kernel.length**2)
     return out
 
 

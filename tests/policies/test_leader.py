@@ -56,15 +56,19 @@ def test_expectation_equals_the_textbook() -> None:
     """Two routes: solves with the Cholesky factor here, the plain inverse of Rasmussen and Williams (2.25, 2.26)."""
     rng = np.random.default_rng(0)
     worlds, worth = rng.normal(size=(12, DIM)), rng.normal(scale=0.05, size=(12, 2))
+    worlds[:, 0] = np.arange(12) % 2  # of two kinds
     kernels = (Kernel(0.05, 2.0, 0.02), Kernel(0.1, 4.0, 0.01))
     leader = Leader(Experience(members=("a", "b"), worlds=worlds, worth=worth, kernels=kernels))
     new = rng.normal(size=DIM)
+    new[0] = 1.0
     mean, std = leader.expected(new)
     x, known = (new - worlds.mean(0)) / worlds.std(0), (worlds - worlds.mean(0)) / worlds.std(0)
     for k, (signal, length, noise) in enumerate(kernels):
 
         def near_to(x: NDArray[np.float64], signal: float = signal, length: float = length) -> NDArray[np.float64]:
-            return np.array([signal**2 * np.exp(-((a - x) @ (a - x)) / 2 / length**2) for a in known])
+            return np.array(
+                [np.isclose(a[0], x[0]) * signal**2 * np.exp(-((a - x) @ (a - x)) / 2 / length**2) for a in known]
+            )
 
         covariance, near = np.array([near_to(b) for b in known]), near_to(x)
         inverse = np.linalg.inv(covariance + noise**2 * np.eye(12))
@@ -79,12 +83,25 @@ def test_far_from_all_that_was_seen_the_reference_leads() -> None:
     row, expected = leader.choose(world)
     assert row == 0
     assert expected == pytest.approx(-0.03, abs=0.001)
-    assert leader.choose(world + 5.0) == (REFERENCE, 0.0)
-    mean, std = leader.expected(world + 5.0)
+    far = world + 5.0
+    far[0] = world[0]
+    assert leader.choose(far) == (REFERENCE, 0.0)
+    mean, std = leader.expected(far)
     assert mean[0] == pytest.approx(0.0, abs=1e-4)
     assert std[0] == pytest.approx(0.05, abs=1e-4)
     assert leader_that_says(-0.0005, world).choose(world)[0] == REFERENCE, "less than it is in doubt about"
     assert leader_that_says(+0.03, world).choose(world)[0] == REFERENCE
+
+
+def test_worlds_in_which_moves_launch_nodes_are_another_kind() -> None:
+    """What is known of clusters without launches is not expected of one that is like them in all else."""
+    assert WORLD_FEATURES[0] == "new_nodes"
+    world = np.zeros(DIM)
+    leader, launches = leader_that_says(-0.03, world), world.copy()
+    launches[0] = 1.0
+    assert leader.choose(world)[0] == 0
+    assert leader.choose(launches) == (REFERENCE, 0.0)
+    assert leader.expected(launches)[1][0] == pytest.approx(0.05)
 
 
 def test_one_monstrous_bill_does_not_outweigh_the_others() -> None:

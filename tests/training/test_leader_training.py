@@ -82,6 +82,7 @@ def test_noise_is_not_followed() -> None:
     """Where candidates differ by chance alone, the measure on other episodes does not pretend to gain."""
     rng = np.random.default_rng(2)
     worlds, bills = rng.normal(size=(100, 4, DIM)), 100.0 * (1.0 + rng.normal(scale=0.03, size=(100, 4)))
+    worlds[..., 0] = 0.0  # all of one kind
     played = leader_training._Played(("a", "b", "c", "d"), worlds, bills, np.repeat(["x", "y"], 50))
     reference = played.names.index(fit_leader(played)[0])
     metrics = leader_training._metrics(played, reference, rng)
