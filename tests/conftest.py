@@ -1,5 +1,7 @@
 """What holds for every test: no picture needs a screen, and no test starts Ray by accident."""
 
+from collections import Counter
+
 import matplotlib
 import pytest
 import ray
@@ -8,6 +10,19 @@ from rayfold.process_exit import end_process
 
 matplotlib.use("Agg")
 _statuses: list[int] = []
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Schemathesis 4.32 and pytest 9.2 give all operations of a schema one id, and pytest-xdist runs one of them."""
+    if not item.nodeid.endswith(item.name):
+        item._id = type(item.id).parse(f"{item.nodeid.rpartition('::')[0]}::{item.name}")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """No two tests of one id, of which pytest-xdist would run one."""
+    twice = [nodeid for nodeid, count in Counter(item.nodeid for item in session.items).items() if count > 1]
+    if twice:
+        raise pytest.UsageError(f"tests: {len(twice)} ids are of several tests, the first one {twice[0]}")
 
 
 @pytest.hookimpl(trylast=True)
