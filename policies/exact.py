@@ -94,7 +94,11 @@ class Exact:
         if state.now_s - self._busy_s < self.settings.quiet_s:
             return Plan(reason=f"new replicas or nodes {state.now_s - self._busy_s:.0f} s ago")
         plan = self._evacuate(state, rng)
-        return plan if plan.moves or not self.settings.makes_room else self._make_room(state, rng, otherwise=plan)
+        if (
+            plan.moves or not self.settings.makes_room or self._limits.fence_s <= 0.0
+        ):  # without fences it has been tried
+            return plan
+        return self._make_room(state, rng, otherwise=plan)
 
     def _evacuate(self, state: ClusterState, rng: np.random.Generator) -> Plan:
         """The first moves of the best evacuations, if any pay."""
@@ -129,15 +133,8 @@ class Exact:
             if problem.reuses_room
             or (int(state.arrays.replica_node[move.replica_idx]) in begun and move.node_idx < problem.num_rows)
         ]
-        saving = self._saving_usd(state, problem, solved, moves)
-        return Plan(
-            moves=now,
-            scores=(saving / len(moves),) * len(now),
-            expected_saving_usd=saving,
-            reason=f"empty {num_emptied} nodes by {len(moves)} moves, {saving:.2f} USD in "
-            f"{self.settings.look_ahead_s / 3600.0:g} h, gap {solved.gap_frac:.1%}",
-            candidates=weighed,
-        )
+        told = f"empty {num_emptied} nodes by {len(moves)} moves"
+        return replace(self._priced(state, problem, solved, moves, now, told), candidates=weighed)
 
     def _make_room(self, state: ClusterState, rng: np.random.Generator, otherwise: Plan) -> Plan:
         """The moves that a repacking begins with, where one pays; else the other plan.
@@ -158,20 +155,30 @@ class Exact:
         if not now:
             return otherwise
         self._steps = [_step(state, move) for move in first[len(now) :]]
-        saving, num_emptied = self._saving_usd(state, problem, solved, moves), int(solved.counts.empties.sum())
+        num_emptied = int(solved.counts.empties.sum())
+        told = f"make room by {len(first)} moves to empty {num_emptied} nodes by {len(moves)}"
+        return self._priced(state, problem, solved, moves, now, told)
+
+    def _priced(
+        self,
+        state: ClusterState,
+        problem: CountProblem,
+        solved: Solved,
+        moves: Sequence[Move],
+        now: tuple[Move, ...],
+        told: str,
+    ) -> Plan:
+        """The plan to make some of the moves now; all of them save what emptied nodes cost, less what is opened."""
+        saved_h = self.settings.look_ahead_s / 3600.0
+        price = state.spec.arrays.type_price_usd_per_h[problem.node_type[solved.counts.empties]].sum()
+        opened = (solved.counts.takes.sum(1) > 0) @ problem.opening_usd
+        saving = float(price * saved_h - opened) - moves_price_usd(state, moves)
         return Plan(
             moves=now,
             scores=(saving / len(moves),) * len(now),
             expected_saving_usd=saving,
-            reason=f"make room by {len(first)} moves to empty {num_emptied} nodes by {len(moves)}, {saving:.2f} USD in "
-            f"{self.settings.look_ahead_s / 3600.0:g} h, gap {solved.gap_frac:.1%}",
+            reason=f"{told}, {saving:.2f} USD in {saved_h:g} h, gap {solved.gap_frac:.1%}",
         )
-
-    def _saving_usd(self, state: ClusterState, problem: CountProblem, solved: Solved, moves: Sequence[Move]) -> float:
-        """What emptied nodes cost over the look-ahead, less what is opened and the moves."""
-        price = state.spec.arrays.type_price_usd_per_h[problem.node_type[solved.counts.empties]].sum()
-        opened = (solved.counts.takes.sum(1) > 0) @ problem.opening_usd
-        return float(price * self.settings.look_ahead_s / 3600.0 - opened) - moves_price_usd(state, moves)
 
     def _candidate(self, state: ClusterState, node_idx: int, moves: tuple[Move, ...]) -> Candidate:
         e = new_evacuation(state, node_idx, moves)

@@ -12,9 +12,9 @@ from rayfold.envs.transition import with_move
 from rayfold.policies.exact_model import CountProblem
 from rayfold.policies.exact_program import Counts
 
-__all__ = ["OrderedEvacuation", "leaving", "order_evacuations"]
+__all__ = ["NO_LIMIT", "OrderedEvacuation", "leaving", "order_evacuations"]
 
-_NO_LIMIT = 1 << 40
+NO_LIMIT = 1 << 40  # on concurrent moves
 
 
 class OrderedEvacuation(NamedTuple):
@@ -38,7 +38,7 @@ def order_evacuations(
         problem: The problem.
         counts: A solution without use of the room that others leave.
     """
-    limits = limits._replace(max_concurrent_moves=_NO_LIMIT)
+    limits = limits._replace(max_concurrent_moves=NO_LIMIT)
     left, found, can_launch = counts.takes.copy(), [], True
     for b in _by_worth(state, problem, counts):
         tried = left.copy()

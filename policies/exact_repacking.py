@@ -16,12 +16,10 @@ from rayfold.envs.safety import Limits, capacity_reason, check_move
 from rayfold.envs.state import ClusterState, ReplicaPhase, StateArrays
 from rayfold.envs.transition import with_move
 from rayfold.policies.exact_model import CountProblem
-from rayfold.policies.exact_order import leaving
+from rayfold.policies.exact_order import NO_LIMIT, leaving
 from rayfold.policies.exact_program import Counts
 
 __all__ = ["order_repacking", "possible_at_once"]
-
-_NO_LIMIT = 1 << 40
 
 
 def order_repacking(
@@ -50,7 +48,7 @@ def possible_at_once(state: ClusterState, moves: Sequence[Move], limits: Limits)
         moves: In the order of ``order_repacking``.
         limits: What the safety filter allows; its limit on concurrent moves and its cooldown are not applied.
     """
-    limits = limits._replace(max_concurrent_moves=_NO_LIMIT, deployment_cooldown_s=0.0)
+    limits = limits._replace(max_concurrent_moves=NO_LIMIT, deployment_cooldown_s=0.0)
     found = []
     for move in moves:
         if check_move(state, move, limits).allowed:

@@ -8,11 +8,10 @@ from rayfold.envs.state import ClusterState
 from rayfold.envs.transition import with_move
 from rayfold.policies.evacuations import Evacuation, evacuations
 from rayfold.policies.exact_model import CountProblem
+from rayfold.policies.exact_order import NO_LIMIT
 from rayfold.policies.exact_program import Counts, no_moves
 
 __all__ = ["start_counts"]
-
-_NO_LIMIT = 1 << 40
 
 
 def start_counts(state: ClusterState, limits: Limits, problem: CountProblem) -> Counts:
@@ -23,7 +22,7 @@ def start_counts(state: ClusterState, limits: Limits, problem: CountProblem) -> 
         limits: What the safety filter allows; its limit on concurrent moves is not applied.
         problem: The problem.
     """
-    limits = limits._replace(max_concurrent_moves=_NO_LIMIT, fence_s=max(limits.fence_s, 1.0))
+    limits = limits._replace(max_concurrent_moves=NO_LIMIT, fence_s=max(limits.fence_s, 1.0))
     counts, bin_of = no_moves(problem), {int(n): b for b, n in enumerate(problem.node)}
     left, may_leave = problem.max_moves, problem.may_leave.copy()
     received = np.zeros(len(problem.node), np.bool_)

@@ -232,6 +232,10 @@ def test_makes_no_room_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(3):
         assert careful.plan(state, rng()).moves == ()
     assert solver.call_count == 2  # evacuations, and with room
+    solver.reset_mock()
+    careful = Exact(LIMITS._replace(fence_s=0.0), careful.settings)
+    assert careful.plan(state, rng()).moves == ()
+    assert solver.call_count == 1  # without fences evacuations use that room
 
 
 def test_room_is_made_move_by_move() -> None:

@@ -52,7 +52,7 @@ def planted(num_episodes: int, rng: np.random.Generator, shift: float = 0.0) -> 
     worlds, bills = np.zeros((num_episodes, DIM)), 100.0 + rng.normal(scale=2.0, size=(num_episodes, 3))
     worlds[:, 6] = rng.choice([-1.0, 1.0], num_episodes) + rng.normal(scale=0.1, size=num_episodes)
     is_y = np.arange(num_episodes) >= num_episodes // 2
-    worlds[is_y, 0] = shift
+    worlds[is_y, 1] = shift
     bills[:, 0] += np.where(worlds[:, 6] > 0.0, -5.0, 8.0)
     bills[:, 2] += 2.0
     found = np.stack([rng.normal(size=worlds.shape), worlds, rng.normal(size=worlds.shape)], axis=1)
