@@ -126,8 +126,13 @@ def load_bundle(path: Path) -> PolicyBundle:
         raise InputError(str(header_path), "network, training and weights_sha256", one_line(err)) from err
     if config.dim < 1 or config.heads < 1 or config.layers < 0 or config.dim % config.heads:
         raise InputError(f"{header_path}: network", "dim a multiple of heads", f"{config.dim}, {config.heads}")
+    weights_path, least_bytes = path / WEIGHTS, 4 * config.dim**2 * max(1, config.layers)
+    size_bytes = weights_path.stat().st_size if weights_path.is_file() else 0
+    if 0 < size_bytes < least_bytes:  # a network that memory may not hold; what is wrong with no weights, restore tells
+        told = f"dim {config.dim}, {config.layers} layers"
+        raise InputError(f"{header_path}: network", "the network of the weights beside it", told)
     net = CompactionNet(config)
-    restore(net, path / WEIGHTS, checksum)
+    restore(net, weights_path, checksum)
     return PolicyBundle(net=net.eval(), card=card, leader=read_leader(path))
 
 

@@ -111,6 +111,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no network": (lambda p: edit_header(p, lambda h: h.pop("network")), "network"),
     "bad network": (lambda p: edit_header(p, lambda h: h["network"].update(dim="wide")), "dim: Input should be"),
     "heads": (lambda p: edit_header(p, lambda h: h["network"].update(heads=3)), "dim a multiple of heads"),
+    "dim": (lambda p: edit_header(p, lambda h: h["network"].update(dim=1 << 30)), "the network of the weights"),
+    "layers": (lambda p: edit_header(p, lambda h: h["network"].update(layers=10**9)), "the network of the weights"),
     "bad card": (lambda p: edit_header(p, lambda h: h["training"].pop("steps")), "steps"),
     "other width": (
         lambda p: edit_header(p, lambda h: h["network"].update(dim=32)),
