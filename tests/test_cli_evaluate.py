@@ -73,10 +73,28 @@ def test_tuned_settings_are_used_and_told(tmp_path: Path) -> None:
         assert len(list((tmp_path / "f.json.units").iterdir())) == num_units
 
 
+def test_prices_change_what_is_asked_for_and_nothing_else(tmp_path: Path) -> None:
+    """A rule that looks at no price does the same for four times the money, in a scenario of another name."""
+    arguments = (*SMOKE, "--policies", "none,best_fit", "--json", str(tmp_path / "f.json"))
+    contents = []
+    for prices in ("1", "4"):
+        run(*arguments, "--prices", prices)
+        contents.append(json.loads((tmp_path / "f.json").read_text()))
+    plain, dear = contents
+    assert (plain["scenario"], dear["scenario"]) == ("smoke", "smoke_prices_x4")
+    for name, metrics in plain["policies"].items():
+        for metric, factor in (("cost_usd", 1.0), ("moves", 1.0), ("disruption_usd", 4.0), ("unserved_usd", 4.0)):
+            assert dear["policies"][name][metric]["mean"] == pytest.approx(factor * metrics[metric]["mean"])
+    assert plain["policies"]["best_fit"]["disruption_usd"]["mean"] > 0.0
+    assert plain["policies"]["none"]["unserved_usd"]["mean"] > 0.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "where"),
     [
         (("--days", "7-9"), "--days"),
+        (("--prices", "-1"), "--prices"),
+        (("--prices", "nan"), "--prices"),
         (("--jobs", "2", "--address", "auto"), "--jobs"),
         (("--policies", "patient(wait_s=never)"), "--policies patient"),
         (("--policies", "none@somewhere"), "--policies"),

@@ -16,6 +16,7 @@ from rayfold.errors import InputError
         (["--policies", ""], "heuristics with settings"),
         (["--policies", "patient,learned"], "learned"),
         (["--policies", "patient", "--horizon-h", "-1"], "--horizon-h"),
+        (["--policies", "patient", "--prices", "2000"], "--prices"),
         (["--policies", "patient", "--scenario", "no_such"], "no_such"),
     ],
 )

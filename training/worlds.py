@@ -7,7 +7,7 @@ import numpy as np
 from rayfold.envs.cluster import Interval
 from rayfold.envs.scenario import Scenario
 
-__all__ = ["scaled", "vary"]
+__all__ = ["at_prices", "scaled", "vary"]
 
 
 def scaled(scenario: Scenario, *, startup: float = 1.0, prices: float = 1.0) -> Scenario:
@@ -28,6 +28,16 @@ def scaled(scenario: Scenario, *, startup: float = 1.0, prices: float = 1.0) -> 
     )
     settings = dataclasses.replace(spec.settings, prices=new)
     return dataclasses.replace(scenario, spec=dataclasses.replace(spec, deployments=deployments, settings=settings))
+
+
+def at_prices(scenario: Scenario, factor: float) -> Scenario:
+    """A scenario where disruption and unserved demand cost ``factor`` times as much, itself at 1.
+
+    It has a name of its own, as ``slow_start_prices_x4``: what is tuned for one price is not taken for another's.
+    """
+    if factor == 1.0:
+        return scenario
+    return dataclasses.replace(scaled(scenario, prices=factor), name=f"{scenario.name}_prices_x{factor:g}")
 
 
 def vary(scenario: Scenario, rng: np.random.Generator) -> Scenario:

@@ -8,8 +8,9 @@ from rayfold.errors import InputError
 from rayfold.policies.best_of_plans import BestOfPlans
 from rayfold.policies.by_name import BUNDLED, LEARNED, shipped_bundle
 
-__all__ = ["MAX_HORIZON_H", "check_bundle_flag", "check_bundle_target", "check_horizon", "check_output"]
+__all__ = ["MAX_HORIZON_H", "check_bundle_flag", "check_bundle_target", "check_horizon", "check_output", "check_prices"]
 
+MAX_PRICES = 1000.0
 MAX_HORIZON_H = 744.0  # 31 days; generated traffic has no end of its own, memory has
 
 
@@ -78,3 +79,16 @@ def check_horizon(horizon_h: float | None) -> None:
     """
     if horizon_h is not None and not 0.0 < horizon_h <= MAX_HORIZON_H:
         raise InputError("--horizon-h", f"more than 0 and at most {MAX_HORIZON_H:g} hours", f"{horizon_h:g}")
+
+
+def check_prices(factor: float) -> None:
+    """Refuses a factor of prices that makes no bill.
+
+    Args:
+        factor: As given to ``--prices``.
+
+    Raises:
+        InputError: Negative, above ``MAX_PRICES``, or no number.
+    """
+    if not 0.0 <= factor <= MAX_PRICES:
+        raise InputError("--prices", f"0 to {MAX_PRICES:g}", f"{factor:g}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rayfold.cli_options import SyntheticOption, TracesOption, names, traces_dir
+from rayfold.cli_options import PricesOption, SyntheticOption, TracesOption, names, traces_dir
 from rayfold.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def evaluate(
     days: Annotated[str | None, typer.Option(help="train, validation, or days of the trace: 9, 7-9, 7,8,9.")] = None,
     split: Annotated[str, typer.Option(help="train or validation; --days says more.")] = "validation",
     horizon_h: Annotated[float | None, typer.Option(help="Length of an episode; default: the scenario's.")] = None,
+    prices: PricesOption = 1.0,
     sweep: Annotated[int, typer.Option(min=0, max=200, help="Settings to try per heuristic, for the curve.")] = 0,
     audit: Annotated[bool, typer.Option("--audit", help="Check that no policy knows the future.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, as Ray tasks; 1 = this one, without Ray.")] = 1,
@@ -62,18 +63,20 @@ def evaluate(
     """Evaluate policies on the same episodes. Ctrl-C keeps what is done; the same command goes on with it."""
     from rich.console import Console
 
-    from rayfold.cli_checks import check_bundle_flag, check_horizon, check_output
+    from rayfold.cli_checks import check_bundle_flag, check_horizon, check_output, check_prices
     from rayfold.envs.scenario import Split, load_scenario
     from rayfold.training.days import on_days
     from rayfold.training.policy_choice import PolicyChoice
     from rayfold.training.unit_store import UnitStore
     from rayfold.training.workers import Workers
+    from rayfold.training.worlds import at_prices
 
     if split not in list(Split):
         raise InputError("--split", " or ".join(Split), split)
     if jobs > 1 and address:
         raise InputError("--jobs", "no --jobs beside --address: the cluster's CPUs say how many", jobs)
     check_horizon(horizon_h)
+    check_prices(prices)
     wanted = names(policies)
     check_bundle_flag([PolicyChoice(name=name).rule for name in wanted], bundle)
     if not wanted:
@@ -83,7 +86,7 @@ def evaluate(
         raise InputError("--scenario", "at least one scenario", "none")
     prepared = []
     for name in scenarios:
-        loaded = load_scenario(name, traces_dir(traces), synthetic=synthetic)
+        loaded = at_prices(load_scenario(name, traces_dir(traces), synthetic=synthetic), prices)
         if horizon_h is not None:
             loaded = loaded.with_horizon(horizon_h * 3600.0)
         prepared.append(on_days(loaded, days or split))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rayfold.cli_options import SyntheticOption, TracesOption, names, traces_dir
+from rayfold.cli_options import PricesOption, SyntheticOption, TracesOption, names, traces_dir
 from rayfold.errors import InputError
 
 __all__ = ["app"]
@@ -23,6 +23,7 @@ def tune(
     seeds: Annotated[int, typer.Option(min=1, help="Episodes of the training days, for each of them.")] = 4,
     search_seed: Annotated[int, typer.Option(min=0, help="Draws the settings.")] = 0,
     horizon_h: Annotated[float | None, typer.Option(help="Length of an episode; default: the scenario's.")] = None,
+    prices: PricesOption = 1.0,
     jobs: Annotated[int, typer.Option(min=1, help="Trials at once, one CPU each.")] = 1,
     run_dir: Annotated[Path, typer.Option(help="The searches; the same command goes on where it stopped.")] = Path(
         "runs/tune"
@@ -35,12 +36,13 @@ def tune(
     from rich.progress import Progress
     from rich.table import Table
 
-    from rayfold.cli_checks import check_horizon, check_output
+    from rayfold.cli_checks import check_horizon, check_output, check_prices
     from rayfold.envs.scenario import load_scenario
     from rayfold.policies.by_name import HEURISTICS
     from rayfold.policies.settings import search_space
     from rayfold.training.ray_session import ray_session
     from rayfold.training.tuning import Budget, tune_heuristic, write_tuned
+    from rayfold.training.worlds import at_prices
 
     tunable = [name for name, rule in HEURISTICS.items() if search_space(rule.settings_type)]
     chosen = names(policies)
@@ -48,8 +50,9 @@ def tune(
         if name not in tunable:
             raise InputError("--policies", f"heuristics with settings: {', '.join(tunable)}", name)
     check_horizon(horizon_h)
+    check_prices(prices)
     check_output("--out", out)
-    loaded = load_scenario(scenario, traces_dir(traces), synthetic=synthetic)
+    loaded = at_prices(load_scenario(scenario, traces_dir(traces), synthetic=synthetic), prices)
     if horizon_h is not None:
         loaded = loaded.with_horizon(horizon_h * 3600.0)
     if out.exists():
