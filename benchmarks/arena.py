@@ -1,9 +1,11 @@
 """Every policy on the validation days of every scenario: the README's table.
 
-``python benchmarks/arena.py [--quick] [--scenarios ...] [--policies ...] [--jobs 2] [--out out/arena]`` runs
-``rayfold evaluate`` scenario by scenario, with the shipped tuned settings, and writes ``OUT/<scenario>.json`` and
-``.html`` folders, and ``OUT/table.md``. What is done already is not done again. Needs the traces in
-``$RAYFOLD_TRACES`` or ``./traces``.
+``python benchmarks/arena.py [--quick] [--scenarios ...] [--policies ...] [--prices 1] [--defaults] [--jobs 2]
+[--out out/arena]`` runs ``rayfold evaluate`` scenario by scenario, with the shipped tuned settings, and writes
+``OUT/<scenario>.json`` and ``.html`` folders, and ``OUT/table.md``. ``--prices 1,0.25,4`` does so at each of these
+prices of disruption and unserved demand, ``--defaults`` takes every heuristic with its default settings too, and
+``targets.py`` reads what came of it. What is done already is not done again. Needs the traces in ``$RAYFOLD_TRACES``
+or ``./traces``.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from typing import Any
 
 from rayfold.policies.by_name import HEURISTICS, LEARNED, NETWORK
 from rayfold.policies.free_repacking import FreeRepacking
+from rayfold.policies.settings import search_space
 from rayfold.training.provenance import git_commit
 from rayfold.training.report import write_atomically
 
@@ -35,7 +38,7 @@ SCENARIOS = (
     "busy_100",
     "thousand_nodes",
 )
-SEEDS, FEW_SEEDS = 8, {"busy_100": 2, "thousand_nodes": 2}
+SEEDS, SEEDS_ELSEWHERE, FEW_SEEDS = 8, 4, {"busy_100": 2, "thousand_nodes": 2}
 SHORT_HOURS = {"thousand_nodes": (1.0, 0.25)}  # whole and quick, where decisions cost the most
 LEFT_OUT = {"thousand_nodes": {FreeRepacking.name}}  # packs 4000 replicas anew at every step: hours
 QUICK_SEEDS, QUICK_HOURS = 2, 3.0
@@ -54,21 +57,31 @@ COLUMNS = (
 )
 
 
-def evaluate(scenario: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Runs one scenario and reads what came of it."""
-    out = args.out / f"{scenario}.json"
-    seeds = args.seeds or (QUICK_SEEDS if args.quick else FEW_SEEDS.get(scenario, SEEDS))
-    policies = [name for name in args.policies.split(",") if name not in LEFT_OUT.get(scenario, ())]
-    command = [sys.executable, "-m", "rayfold", "evaluate", "--scenario", scenario, "--policies", ",".join(policies)]
-    command += ["--seeds", str(seeds), "--jobs", str(args.jobs), "--json", str(out), "--html", str(out.with_suffix(""))]
+def evaluate(scenario: str, prices: float, args: argparse.Namespace) -> dict[str, Any]:
+    """Runs one scenario at one price and reads what came of it."""
+    name = scenario if prices == 1.0 else f"{scenario}_prices_x{prices:g}"
+    out = args.out / f"{name}.json"
+    many = SEEDS if prices == 1.0 else SEEDS_ELSEWHERE
+    seeds = args.seeds or (QUICK_SEEDS if args.quick else FEW_SEEDS.get(scenario, many))
+    policies = ",".join(policies_of(scenario, args))
+    command = [sys.executable, "-m", "rayfold", "evaluate", "--scenario", scenario, "--prices", str(prices)]
+    command += ["--policies", policies, "--seeds", str(seeds), "--jobs", str(args.jobs)]
+    command += ["--json", str(out), "--html", str(out.with_suffix(""))]
     hours = SHORT_HOURS.get(scenario, (math.inf, QUICK_HOURS))[args.quick]
     if math.isfinite(hours):
         command += ["--horizon-h", str(hours)]
     begun = time.monotonic()
     subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr, env={"OMP_NUM_THREADS": "1", **os.environ})
-    sys.stderr.write(f"{scenario}: {time.monotonic() - begun:.0f} s\n")
+    sys.stderr.write(f"{name}: {time.monotonic() - begun:.0f} s\n")
     content: dict[str, Any] = json.loads(out.read_text())
     return content
+
+
+def policies_of(scenario: str, args: argparse.Namespace) -> list[str]:
+    """What is played; ``rule()`` is a heuristic with its default settings where there are tuned ones."""
+    policies = [name for name in args.policies.split(",") if name not in LEFT_OUT.get(scenario, ())]
+    tunable = [name for name in policies if name in HEURISTICS and search_space(HEURISTICS[name].settings_type)]
+    return policies + [f"{name}()" for name in tunable] if args.defaults else policies
 
 
 def rows(scenario: str, result: dict[str, Any]) -> list[str]:
@@ -171,13 +184,18 @@ def main() -> None:
     )
     parser.add_argument("--scenarios", default=",".join(SCENARIOS))
     parser.add_argument("--policies", default=",".join([*HEURISTICS, FreeRepacking.name, LEARNED, NETWORK]))
-    parser.add_argument("--seeds", type=int, help=f"default {SEEDS}, of large scenarios fewer")
+    parser.add_argument("--prices", default="1", help="comma-separated; 4 = moves and unserved demand cost four times")
+    parser.add_argument("--defaults", action="store_true", help="heuristics with their default settings too")
+    elsewhere = f"at other prices {SEEDS_ELSEWHERE}, of large scenarios {min(FEW_SEEDS.values())}"
+    parser.add_argument("--seeds", type=int, help=f"default {SEEDS}, {elsewhere}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "arena")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     made_by = f"Commit {git_commit()}, {datetime.date.today()}, {platform.machine()} with {os.cpu_count()} cores."
-    results = {scenario: evaluate(scenario, args) for scenario in args.scenarios.split(",")}
+    prices = [float(factor) for factor in args.prices.split(",")]
+    played = [evaluate(scenario, factor, args) for factor in prices for scenario in args.scenarios.split(",")]
+    results = {result["scenario"]: result for result in played}
     lines = ["# Every policy on every scenario, validation days", "", made_by, "", *summary(results)]
     for scenario, result in results.items():
         lines += rows(scenario, result)

@@ -36,7 +36,7 @@ def test_json_page_picture_and_units(tmp_path: Path) -> None:
         assert list(figures)[: len(METRICS)] == list(METRICS)
     assert list(content["versus"]) == list(content["policies"])
     assert (content["days"], content["seeds"]) == ("validation", [0, 1])
-    assert len(content["published"]) == 3
+    assert len(content["published"]) == 4
     assert set(content["audit"]) == set(content["policies"])
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "d" / "index.html").read_text().startswith("<!doctype html>")

@@ -7,7 +7,7 @@ import pytest
 
 from rayfold.training.published import (
     instance_change_frac,
-    low_scale_saving_frac,
+    low_scale_savings_frac,
     published,
     tokens_gain_frac,
 )
@@ -38,17 +38,18 @@ def test_instances_need_traffic_that_grows_so_much() -> None:
 
 
 def test_low_scale_by_hand() -> None:
-    """Of three ticks the last needs the fewest nodes: 2 without, 1 with, half is saved; the better episode counts."""
+    """Of three ticks the last needs the fewest nodes: 2 without, 1 with, half is saved in the better episode."""
     none = result()
     better = replace(none, num_nodes=np.array([4, 3, 1]))
     evaluation = made_up({"none": (none, none), "p": (none, better)})
-    assert low_scale_saving_frac(evaluation, "p") == 0.5
-    assert low_scale_saving_frac(evaluation, "none") == 0.0
+    assert low_scale_savings_frac(evaluation, "p").tolist() == [0.0, 0.5]
+    assert low_scale_savings_frac(evaluation, "none").tolist() == [0.0, 0.0]
+    assert [row["policies"]["p"] for row in published(evaluation)[2:]] == [0.5, 0.25]
 
 
 def test_the_table_has_every_policy() -> None:
     """Null where a figure is not defined; without ``none`` there is no table."""
     rows = published(made_up({"none": (result(tokens_per_gpu_s=1.0),), "p": (result(tokens_per_gpu_s=1.5),)}))
-    assert [row["published_frac"] for row in rows] == [0.10, -0.037, 0.50]
-    assert [row["policies"]["p"] for row in rows] == [0.5, None, 0.0]
+    assert [row["published_frac"] for row in rows] == [0.10, -0.037, 0.50, 0.50]
+    assert [row["policies"]["p"] for row in rows] == [0.5, None, 0.0, 0.0]
     assert published(made_up({"p": (result(),)})) == []
