@@ -44,7 +44,8 @@ class CompactionVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDAr
             first order, and without it the value function has to learn the size of the bill (RLLIB_NOTES Q3). It
             is the relaxed one, which an observation tells: the reported bound jumps by whole nodes, unforeseen by
             the value function, and a policy did not learn beside that noise (docs/learning.md, 8).
-        vary: Draws another world like the scenario for each episode, of the same size; None = the scenario as it is.
+        vary: Draws another world like the scenario for each episode, which the layout holds; None = the scenario as it
+            is.
         wait_intervals: Decision intervals that NOOP passes: what one action is worth, against waiting, grows with them.
         group_size: So many environments side by side play the same episodes: scenario, world, traffic and first
             placement are equal, and what becomes of them is the policy's doing. ``traffic_ids`` tells which.

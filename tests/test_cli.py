@@ -61,6 +61,8 @@ EVALUATE = ("evaluate", "--policies", "none", "--seeds", "1", "--scenario")
         ((*EVALUATE, "smoke", "--horizon-h", "0.0001"), ("horizon_s",)),
         (("train", "--scenario", "smoke", "--resume", "--run-dir", "nowhere"), ("nowhere",)),
         (("train", "--scenario", "smoke", "--stop-minutes", "-1"), ("--stop-minutes",)),
+        (("train", "--scenario", "smoke", "--num-nodes", "many"), ("--num-nodes", "4-256", "many")),
+        (("train", "--scenario", "smoke", "--num-nodes", "8-4"), ("--num-nodes", "8-4")),
         (("train", "--scenario", "smoke", "--horizon-h", "0"), ("--horizon-h",)),
         (("train", "--scenario", "smoke", "--warm-start", "worst_fit"), ("--warm-start", "worst_fit")),
         (("serve", "--address", "127.0.0.1:1", "--policy", "best_fit"), ("--address", "127.0.0.1:1")),

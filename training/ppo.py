@@ -42,7 +42,6 @@ from rayfold.training.smdp import INPUT_EXPLAINED
 from rayfold.training.train_config import TrainConfig, load_train_config, save_train_config
 from rayfold.training.trust_region import WAIT_KL
 from rayfold.training.workers import Workers, run_all
-from rayfold.training.worlds import vary
 
 __all__ = ["TrainResult", "train"]
 
@@ -169,7 +168,7 @@ class _Run:
     ) -> None:
         self.config, self.scenarios, self.stop, self.journal = config, scenarios, stop, journal
         self.net = net  # of the bundle to go on from
-        self.layout: ObsLayout = scenario_layout(*scenarios)
+        self.layout: ObsLayout = scenario_layout(*map(config.worlds.largest, scenarios))
         self.begun_s = time.monotonic()
         self.before = RunPosition()
         self.steps, self.iterations = 0, 0
@@ -258,7 +257,7 @@ class _Run:
                     rng,
                     settings,
                     self.stop.is_set,
-                    vary=vary if config.vary_worlds else None,
+                    vary=config.worlds,
                     student=net,
                     workers=self.workers,
                 )

@@ -21,7 +21,6 @@ from rayfold.training.rl_module import LAYOUT, SAMPLING, CompactionRLModule
 from rayfold.training.smdp import SMDPPPOLearner
 from rayfold.training.train_config import TrainConfig
 from rayfold.training.trust_region import WAIT_KL_COEFF, TrustRegionPPOLearner
-from rayfold.training.worlds import vary
 
 __all__ = ["build_ppo", "load_net", "policy_net"]
 
@@ -53,7 +52,7 @@ def build_ppo(
     Args:
         config: The run.
         scenarios: Loaded, with the training horizon.
-        layout: Holds all of them.
+        layout: Holds all of them, in the largest of the run's worlds.
         env_runner_cls: None for RLlib's own runner.
     """
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # it explains its API stack at length
@@ -69,7 +68,7 @@ def build_ppo(
         "reward_scale": config.reward_scale,
         "normalize": True,
         "subtract_bound": True,
-        "vary": vary if config.vary_worlds else None,
+        "vary": config.worlds,
         "wait_intervals": config.wait_intervals,
         "group_size": config.group_size,
     }

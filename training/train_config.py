@@ -9,10 +9,12 @@ from pydantic import TypeAdapter, ValidationError
 from rayfold.envs.scenario import Scenario, load_scenario
 from rayfold.errors import InputError
 from rayfold.policies.network import NetworkConfig
+from rayfold.training.worlds import Worlds
 
 __all__ = ["CONFIG_FILE", "TrainConfig", "load_train_config", "save_train_config"]
 
 CONFIG_FILE = "train.json"
+MOST_NODES = 4096  # in a world drawn by size: every observation of a run is padded to the largest
 
 _OF_THIS_RUN = (
     "run_dir",
@@ -31,7 +33,8 @@ class TrainConfig:
 
     run_dir: Path  # checkpoints, event files, progress and the bundle go here
     scenarios: tuple[str, ...] = ("llm_api",)  # shipped names or YAML paths; each episode draws one
-    vary_worlds: bool = False  # each episode of PPO in a world drawn by ``worlds.vary``, else as the scenario is
+    vary_worlds: bool = False  # each episode in a world drawn by ``worlds.vary``, else as the scenario is
+    num_nodes: tuple[int, int] | None = None  # each episode in a cluster of a size drawn from these; None = its own
     traces_dir: Path | None = None
     synthetic: bool = False  # generated traffic instead of traces
     seed: int = 0
@@ -69,6 +72,11 @@ class TrainConfig:
     num_learners: int = 0  # 0 = learn in this process
     num_gpus_per_learner: float = 0.0
 
+    @property
+    def worlds(self) -> Worlds:
+        """What an episode of training is played in."""
+        return Worlds(varies=self.vary_worlds, num_nodes=self.num_nodes)
+
     def load_scenarios(self, *, evaluation: bool = False) -> list[Scenario]:
         """The scenarios, with the horizon to train or to evaluate on."""
         longest_s = self.evaluation_horizon_s if evaluation else self.horizon_s
@@ -103,6 +111,9 @@ class TrainConfig:
         ):
             if count < least:
                 raise InputError(flag, f"{least} or more", count)
+        if self.num_nodes is not None and not 1 <= self.num_nodes[0] <= self.num_nodes[1] <= MOST_NODES:
+            given = "-".join(map(str, self.num_nodes))
+            raise InputError("--num-nodes", f"LEAST-MOST, from 1 to {MOST_NODES}", given)
         for flag, share in (("--min-p", self.min_p), ("--min-act-p", self.min_act_p)):
             if not 0.0 <= share < 1.0:
                 raise InputError(flag, "a share from 0 to 1", share)

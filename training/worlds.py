@@ -1,13 +1,19 @@
-"""Worlds like a scenario with other start-up times, prices and limits: what is learned must not hold in one only."""
+"""Worlds like a scenario, of other sizes, start-up times, prices and limits: what is learned must not hold in one only.
+
+An episode of training is played in a world that ``Worlds`` draws.
+"""
 
 import dataclasses
+import math
+from dataclasses import dataclass
 
 import numpy as np
 
-from rayfold.envs.cluster import Interval
+from rayfold.envs.cluster import AutoscalingConfig, Interval, NodeType
 from rayfold.envs.scenario import Scenario
+from rayfold.envs.traffic_source import TraceSource, TrafficSource
 
-__all__ = ["at_prices", "scaled", "vary"]
+__all__ = ["Worlds", "at_prices", "resized", "scaled", "vary"]
 
 
 def scaled(scenario: Scenario, *, startup: float = 1.0, prices: float = 1.0) -> Scenario:
@@ -52,3 +58,77 @@ def vary(scenario: Scenario, rng: np.random.Generator) -> Scenario:
     if rng.random() < 0.5:
         return world
     return dataclasses.replace(world, limits=world.limits._replace(allow_new_nodes=False))
+
+
+def resized(scenario: Scenario, factor: float) -> Scenario:
+    """The same service for ``factor`` times as much traffic.
+
+    Request rates, the bounds of replicas and of nodes, and the moves that may be under way at once go with it; shapes,
+    times and prices stay. Bounds are whole numbers, of nodes rounded up, and none that was positive becomes 0.
+
+    Args:
+        scenario: Stays as it is.
+        factor: Positive.
+    """
+    spec, limits = scenario.spec, scenario.limits
+    deployments = tuple(
+        dataclasses.replace(d, autoscaling=_resized_replicas(d.autoscaling, factor)) for d in spec.deployments
+    )
+    node_types = tuple(_resized_nodes(t, factor) for t in spec.node_types)
+    return dataclasses.replace(
+        scenario,
+        spec=dataclasses.replace(spec, deployments=deployments, node_types=node_types),
+        limits=limits._replace(max_concurrent_moves=_times(limits.max_concurrent_moves, factor)),
+        source=_resized_traffic(scenario.source, factor),
+    )
+
+
+def _times(count: int, factor: float) -> int:
+    return max(min(count, 1), math.floor(count * factor + 0.5))
+
+
+def _resized_replicas(config: AutoscalingConfig, factor: float) -> AutoscalingConfig:
+    initial = config.initial_replicas
+    return dataclasses.replace(
+        config,
+        min_replicas=_times(config.min_replicas, factor),
+        max_replicas=_times(config.max_replicas, factor),
+        initial_replicas=None if initial is None else _times(initial, factor),
+    )
+
+
+def _resized_nodes(node_type: NodeType, factor: float) -> NodeType:
+    if node_type.is_head:
+        return node_type
+    most = math.ceil(node_type.max_nodes * factor - 1e-9)
+    return dataclasses.replace(node_type, min_nodes=_times(node_type.min_nodes, factor), max_nodes=most)
+
+
+def _resized_traffic(source: TrafficSource, factor: float) -> TrafficSource:
+    if isinstance(source, TraceSource):
+        return dataclasses.replace(source, rates_rps=source.rates_rps * factor)
+    settings = tuple(dataclasses.replace(s, mean_rps=s.mean_rps * factor) for s in source.settings)
+    return dataclasses.replace(source, settings=settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Worlds:
+    """Draws the world of an episode; called with a scenario and a generator, it gives another scenario."""
+
+    varies: bool = False  # start-ups, prices and limits, see ``vary``
+    num_nodes: tuple[int, int] | None = None  # the least and the most nodes there may be, evenly drawn in the logarithm
+
+    def __call__(self, scenario: Scenario, rng: np.random.Generator) -> Scenario:
+        """One world; what does not change takes nothing from the generator."""
+        if self.num_nodes is not None:
+            least, most = np.log(self.num_nodes)
+            scenario = self._with_nodes(scenario, math.exp(rng.uniform(least, most)))
+        return vary(scenario, rng) if self.varies else scenario
+
+    def largest(self, scenario: Scenario) -> Scenario:
+        """The largest world that can be drawn: a layout that holds it holds all."""
+        return scenario if self.num_nodes is None else self._with_nodes(scenario, self.num_nodes[1])
+
+    @staticmethod
+    def _with_nodes(scenario: Scenario, num_nodes: float) -> Scenario:
+        return resized(scenario, num_nodes / sum(t.max_nodes for t in scenario.spec.node_types if not t.is_head))

@@ -5,6 +5,7 @@ ends with exit code 2.
 """
 
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -81,6 +82,9 @@ def train(
     vary_worlds: Annotated[
         bool, typer.Option("--vary-worlds", help="Draw start-up times, prices and limits anew in every episode.")
     ] = False,
+    num_nodes: Annotated[
+        str, typer.Option(help="LEAST-MOST, as 4-256: draw the size of the cluster, traffic with it, in every episode.")
+    ] = "",
     seed: int = 0,
     traces: TracesOption = None,
     synthetic: SyntheticOption = False,
@@ -124,6 +128,7 @@ def train(
         entropy_coeff=entropy_coeff,
         evaluation_episodes=evaluation_episodes,
         vary_worlds=vary_worlds,
+        num_nodes=_span(num_nodes),
         seed=seed,
         traces_dir=traces_dir(traces),
         synthetic=synthetic,
@@ -147,6 +152,16 @@ def train(
     console.print(f"bundle: {result.bundle_dir} ({result.chosen} weights)\ncheckpoint: {result.checkpoint}")
     if result.interrupted:
         raise typer.Exit(_EXIT_INTERRUPT)
+
+
+def _span(text: str) -> tuple[int, int] | None:
+    """``4-256``; nothing is None."""
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d{1,6})-(\d{1,6})", text)
+    if match is None:
+        raise InputError("--num-nodes", "LEAST-MOST, as 4-256", text)
+    return int(match[1]), int(match[2])
 
 
 def _train_by_recipe(

@@ -29,7 +29,7 @@ from rayfold.training.ppo_setup import build_ppo, load_net, policy_net
 from rayfold.training.progress import Phase, Progress
 from rayfold.training.ray_session import ray_session
 from rayfold.training.smdp import SemiMDPAdvantage
-from rayfold.training.train_config import CONFIG_FILE, TrainConfig, save_train_config
+from rayfold.training.train_config import CONFIG_FILE, TrainConfig, load_train_config, save_train_config
 
 EPISODE_FIGURES = ("num_episodes_lifetime", "episode_return_mean", "episode_return_min")
 
@@ -130,6 +130,16 @@ def test_a_remote_env_runner_trains(tmp_path: Path) -> None:
     result = train(small(tmp_path, num_env_runners=1, warm_start="", scenarios=scenarios, evaluation_episodes=0))
     assert result.position.steps >= 600
     assert load_bundle(result.bundle_dir).card.scenarios == scenarios
+
+
+@pytest.mark.cluster
+def test_clusters_of_many_sizes_train_one_network(tmp_path: Path) -> None:
+    """Warm start and PPO play in clusters of drawn sizes, larger ones than the scenario's; the choice in its own."""
+    config = small(tmp_path, num_nodes=(4, 24))
+    assert max(s.spec.max_nodes for s in config.load_scenarios()) < 24
+    result = train(config)
+    assert result.position.steps >= 600
+    assert load_train_config(config).num_nodes == (4, 24)  # a resumed run goes on as it was
 
 
 @pytest.mark.cluster
@@ -302,6 +312,9 @@ def test_a_broken_checkpoint_is_refused(tmp_path: Path) -> None:
         ({"stop_steps": -1}, "--stop-steps"),
         ({"scenarios": ()}, "--scenario"),
         ({"num_env_runners": -1}, "--num-env-runners"),
+        ({"num_nodes": (0, 8)}, "--num-nodes"),
+        ({"num_nodes": (8, 4)}, "--num-nodes"),
+        ({"num_nodes": (8, 40_960)}, "--num-nodes"),
         ({"warm_start": "nonsense"}, "--warm-start"),
         ({"scenarios": ("nonsense",)}, "nonsense"),
     ],
