@@ -24,7 +24,7 @@ from rayfold.policies.exact_program import Solved, solve_counts
 from rayfold.policies.exact_repacking import order_repacking, possible_at_once
 from rayfold.policies.exact_search import search_counts
 from rayfold.policies.exact_start import start_counts
-from rayfold.policies.settings import between, one_of
+from rayfold.policies.settings import between
 
 __all__ = ["Exact", "ExactSettings", "is_busy", "make_problem", "solve_problem"]
 
@@ -34,13 +34,13 @@ _NO_ROOM = {Reason.NO_CAPACITY, Reason.NO_GPU_DEVICE, Reason.MAX_REPLICAS_PER_NO
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExactSettings:
-    """Of ``exact``. Shares lie within 0 to 1. The last six bound its effort and are not tuned."""
+    """Of ``exact``. Shares lie within 0 to 1. The last six bound its effort, which is not tuned."""
 
     look_ahead_s: float = between(3600.0, 300.0, 14400.0, is_log=True)  # for which an emptied node's price is saved
     min_saving_frac: float = between(0.1, 0.0, 0.9)  # of that price, by which an evacuation must pay to be begun
     quiet_s: float = between(0.0, 0.0, 1800.0)  # without new replicas or nodes under way, before anything is begun
     quiet_frac: float = between(0.0, 0.0, 0.1)  # of the running replicas, or of the nodes, may be new meanwhile
-    makes_room: bool = one_of(False, False, True)  # on the nodes there are, for replicas of others to be emptied later
+    makes_room: bool = False  # on nodes there are, for replicas of others to be emptied later; too slow to be searched
     max_moves: int = 64  # of a plan
     max_new_nodes: int = 2  # of each type, where limits allow any
     max_effort: float = 50_000.0  # of a plan's search, see ``mip``: about a second and a half
@@ -94,9 +94,8 @@ class Exact:
         if state.now_s - self._busy_s < self.settings.quiet_s:
             return Plan(reason=f"new replicas or nodes {state.now_s - self._busy_s:.0f} s ago")
         plan = self._evacuate(state, rng)
-        if (
-            plan.moves or not self.settings.makes_room or self._limits.fence_s <= 0.0
-        ):  # without fences it has been tried
+        is_tried = self._limits.fence_s <= 0.0  # a repacking needs no fences to be over then
+        if plan.moves or is_tried or not self.settings.makes_room:
             return plan
         return self._make_room(state, rng, otherwise=plan)
 
