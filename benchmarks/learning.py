@@ -5,10 +5,10 @@ episodes, ``exact`` as tuned for the scenario (the reference of all figures) and
 the same without doubt, each policy that it may choose, and, for the first ``--search`` seeds, two kinds of search in
 the twin, which cost minutes per episode: the network with the best of 1, 4 and 8 of its plans and the planner's, and
 parallel rollout (``--searches`` takes some of them). Free repacking stands beside them. Then the leader, ``exact`` and
-free repacking again with disruption and unserved demand at a quarter of their price and at four times it, and with
-start-ups three times as long; and leader and network where they see the state of the tick before, or no traffic
-(``--world-seeds`` of each). ``azfunc.yaml`` is traffic of another kind. Ctrl-C ends it, and what is done is told.
-Scenarios of traces need them in ``$RAYFOLD_TRACES`` or ``./traces``.
+free repacking again with disruption and unserved demand at a quarter of their price and at four times it (``exact`` is
+tuned for it), and with start-ups three times as long; and leader and network where they see the state of the tick
+before, or no traffic (``--world-seeds`` of each). ``azfunc.yaml`` is traffic of another kind. Ctrl-C ends it, and what
+is done is told. Scenarios of traces need them in ``$RAYFOLD_TRACES`` or ``./traces``.
 """
 
 import argparse
@@ -45,16 +45,16 @@ from rayfold.training.policy_choice import PolicyChoice
 from rayfold.training.provenance import git_commit
 from rayfold.training.report import write_json
 from rayfold.training.workers import Workers, run_all
-from rayfold.training.worlds import scaled
+from rayfold.training.worlds import at_prices, scaled
 
 AZFUNC = str(Path(__file__).parent / "azfunc.yaml")
 SCENARIOS = f"{AZFUNC},llm_api,llm_api_pack_groups,slow_start,low_scale,tight,fractional,spot"
 REFERENCE, DEFAULT, NO_DOUBT = "exact, tuned", "exact", "learned, no doubt"
-WORLDS = {
-    "as it is": {},
-    "prices / 4": {"prices": 0.25},
-    "prices x 4": {"prices": 4.0},
-    "start-ups x 3": {"startup": 3.0},
+WORLDS: dict[str, Callable[[Scenario], Scenario]] = {
+    "as it is": lambda scenario: scenario,
+    "prices / 4": partial(at_prices, factor=0.25),
+    "prices x 4": partial(at_prices, factor=4.0),
+    "start-ups x 3": partial(scaled, startup=3.0),
 }
 BEST_OF = tuple(f"best_of_plans(num_plans={k})" for k in (1, 4, 8))
 ROLLOUT = "rollout of 4"  # futures, of all policies of the portfolio
@@ -146,7 +146,7 @@ def _members(bundle: PolicyBundle) -> tuple[str, ...]:
 def run(shared: tuple[dict[str, Scenario], Path], unit: Unit) -> dict[str, float]:
     """The metrics of one unit."""
     scenarios, bundle = shared
-    scenario = scaled(scenarios[unit.scenario], **WORLDS[unit.world])
+    scenario = WORLDS[unit.world](scenarios[unit.scenario])
     policy = policies(scenario, bundle)[unit.variant]()
     return run_episode(scenario, policy, unit.seed, Split.VALIDATION).metrics
 
