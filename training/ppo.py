@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from rayfold.training.progress import Phase, Progress
 from rayfold.training.provenance import git_commit, package_versions
 from rayfold.training.ray_session import ray_session
 from rayfold.training.smdp import INPUT_EXPLAINED
+from rayfold.training.trackers import Log, tracked
 from rayfold.training.train_config import TrainConfig, load_train_config, save_train_config
 from rayfold.training.trust_region import WAIT_KL
 from rayfold.training.workers import Workers, run_all
@@ -99,7 +100,13 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
     save_train_config(config)
     torch.set_num_threads(1)  # two threads on a shared machine stall in each other's way (RLLIB_NOTES Q6)
     num_cpus = max(2, 1 + config.num_env_runners + config.num_learners)
-    with ray_session(num_cpus), _stop_on_interrupt() as stop, _Journal(config, on_progress) as journal:
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("run_dir", "traces_dir")}
+    with (
+        tracked(config.trackers, config.tracker_project, config.run_dir, settings) as logs,
+        ray_session(num_cpus),
+        _stop_on_interrupt() as stop,
+        _Journal(config, on_progress, logs) as journal,
+    ):
         return _Run(config, scenarios, stop, journal, net).run()
 
 
@@ -124,10 +131,10 @@ def _stop_on_interrupt() -> Iterator[threading.Event]:
 
 
 class _Journal:
-    """Every reading goes to ``progress.jsonl``, TensorBoard and the caller."""
+    """Every reading goes to ``progress.jsonl``, TensorBoard, the trackers and the caller."""
 
-    def __init__(self, config: TrainConfig, on_progress: Callable[[Progress], None]) -> None:
-        self._on_progress = on_progress
+    def __init__(self, config: TrainConfig, on_progress: Callable[[Progress], None], logs: Sequence[Log]) -> None:
+        self._on_progress, self._logs = on_progress, logs
         self._writer: Any = SummaryWriter(str(config.run_dir))
         self._lines = (config.run_dir / "progress.jsonl").open("a")
 
@@ -150,8 +157,11 @@ class _Journal:
                 "episode/moves": progress.moves,
                 "speed/steps_per_s": progress.steps_per_s,
             }
-            for name, value in {**figures, **progress.metrics}.items():
+            figures.update(progress.metrics)
+            for name, value in figures.items():
                 self._writer.add_scalar(name, value, progress.steps)
+            for tell in self._logs:
+                tell(figures, progress.steps)
         self._on_progress(progress)
 
 

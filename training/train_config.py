@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from rayfold.envs.scenario import Scenario, load_scenario
 from rayfold.errors import InputError
 from rayfold.policies.network import NetworkConfig
+from rayfold.training.trackers import Tracker
 from rayfold.training.worlds import Worlds
 
 __all__ = ["CONFIG_FILE", "TrainConfig", "load_train_config", "save_train_config"]
@@ -24,6 +25,8 @@ _OF_THIS_RUN = (
     "num_env_runners",
     "num_learners",
     "num_gpus_per_learner",
+    "trackers",
+    "tracker_project",
 )
 
 
@@ -71,6 +74,8 @@ class TrainConfig:
     num_env_runners: int = 0  # 0 = sample in this process; also how many Ray tasks demonstrate and evaluate
     num_learners: int = 0  # 0 = learn in this process
     num_gpus_per_learner: float = 0.0
+    trackers: tuple[Tracker, ...] = ()  # told of the figures beside TensorBoard
+    tracker_project: str = "rayfold"
 
     @property
     def worlds(self) -> Worlds:

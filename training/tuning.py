@@ -2,11 +2,10 @@
 
 Every heuristic gets the same budget: as many settings, tried on the same episodes of the train split. The first ones
 tried are its defaults, so that the result is never worse on those episodes; the rest is drawn at random from the
-ranges in ``policies.settings``. A search is kept in its folder and goes on from there when it was interrupted.
+ranges in ``policies.settings``.
 """
 
 import datetime
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 import yaml
 from ray import tune
-from ray.tune.search import BasicVariantGenerator
 
 from rayfold.envs.scenario import Scenario, Split
 from rayfold.errors import InputError
@@ -25,6 +23,7 @@ from rayfold.policies.tuned import TunedFile, TunedPolicy, read_tuned
 from rayfold.training.evaluation import run_episode
 from rayfold.training.provenance import command_line, git_commit
 from rayfold.training.report import write_atomically
+from rayfold.training.tune_search import search
 
 __all__ = ["Budget", "mean_total_usd", "tune_heuristic", "write_tuned"]
 
@@ -80,29 +79,26 @@ def tune_heuristic(
     space = search_space(heuristic.settings_type)
     if not space:
         raise InputError("--policies", "heuristics with settings", name)
-    folder = (run_dir / name).resolve()
-    _check_same(folder, scenario, space, budget)
-
-    trial = tune.with_parameters(_trial, scenario=scenario, heuristic=heuristic, num_seeds=budget.num_seeds)
-    if tune.Tuner.can_restore(str(folder)):
-        tuner = tune.Tuner.restore(str(folder), trainable=trial, restart_errored=True)
-    else:
-        tuner = tune.Tuner(
-            trial,
-            param_space={field: _domain(heuristic, field, allowed) for field, allowed in space.items()},
-            tune_config=_tune_config(heuristic, space, budget),
-            run_config=tune.RunConfig(
-                name=name, storage_path=str(folder.parent), verbose=0, callbacks=[_Progress(on_trial)]
-            ),
-        )
-    results = tuner.fit()
-    if results.errors:
-        raise RuntimeError(f"a trial of {name} failed; see {folder}") from results.errors[0]
-    done = [(r.metrics, r.config) for r in map(results.__getitem__, range(len(results)))]
-    scores = [(float(m[METRIC]), dict(c or {})) for m, c in done if m is not None and METRIC in m]
-    if len(scores) < budget.num_samples:
-        raise KeyboardInterrupt  # Tune keeps what is done and returns
     defaults = _defaults(heuristic, space)
+    tried = search(
+        tune.with_parameters(_trial, scenario=scenario, heuristic=heuristic, num_seeds=budget.num_seeds),
+        {field: _domain(heuristic, field, allowed) for field, allowed in space.items()},
+        defaults,
+        metric=METRIC,
+        num_samples=budget.num_samples,
+        search_seed=budget.search_seed,
+        jobs=budget.jobs,
+        folder=run_dir / name,
+        what={
+            "scenario": scenario.name,
+            "traffic": scenario.traffic_name,
+            "horizon_s": scenario.horizon_s,
+            "space": {field: list(allowed) for field, allowed in space.items()},
+            "budget": {field: value for field, value in asdict(budget).items() if field != "jobs"},
+        },
+        on_trial=on_trial,
+    )
+    scores = [(float(t.metrics[METRIC]), t.settings) for t in tried]
     best_usd, best = min(scores, key=lambda score: score[0])
     return TunedPolicy(
         settings=_plain(best),
@@ -120,33 +116,6 @@ def tune_heuristic(
 
 def _trial(settings: dict[str, Any], *, scenario: Scenario, heuristic: Heuristic, num_seeds: int) -> dict[str, float]:
     return {METRIC: mean_total_usd(scenario, heuristic, settings, num_seeds)}
-
-
-class _Progress(tune.Callback):
-    """Tells of every trial that ends."""
-
-    def __init__(self, on_trial: Callable[[], None]) -> None:
-        self._on_trial = on_trial
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._on_trial()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Progress, (_ignore,)  # a search that is restored has no display of the earlier one
-
-
-def _ignore() -> None: ...
-
-
-def _tune_config(heuristic: Heuristic, space: Mapping[str, Between | OneOf], budget: Budget) -> tune.TuneConfig:
-    search = BasicVariantGenerator(
-        points_to_evaluate=[_defaults(heuristic, space)],
-        random_state=budget.search_seed,
-        max_concurrent=budget.jobs,
-    )
-    return tune.TuneConfig(
-        metric=METRIC, mode="min", num_samples=budget.num_samples, search_alg=search, reuse_actors=True
-    )
 
 
 def _domain(heuristic: Heuristic, field: str, allowed: Between | OneOf) -> Any:
@@ -168,21 +137,6 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Python's own types, numbers to four digits: the others are noise."""
     plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
     return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in plain.items()}
-
-
-def _check_same(folder: Path, scenario: Scenario, space: Mapping[str, Between | OneOf], budget: Budget) -> None:
-    """Notes what is searched; refuses to go on with a search of something else."""
-    what = {
-        "scenario": scenario.name,
-        "traffic": scenario.traffic_name,
-        "horizon_s": scenario.horizon_s,
-        "space": {name: list(allowed) for name, allowed in space.items()},
-        "budget": {name: value for name, value in asdict(budget).items() if name != "jobs"},
-    }
-    note, text = folder.parent / f"{folder.name}.json", json.dumps(what, indent=1, default=str, sort_keys=True)
-    if note.is_file() and note.read_text() != text:
-        raise InputError("--run-dir", "a new folder, or the same search to go on with", f"another search in {folder}")
-    write_atomically(note, text.encode())
 
 
 def write_tuned(path: Path, scenario: Scenario, found: Mapping[str, TunedPolicy]) -> None:

@@ -5,10 +5,11 @@ ends with exit code 2.
 """
 
 import logging
+import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +26,11 @@ from rayfold import (
 from rayfold.cli_options import SyntheticOption, TracesOption, names, traces_dir
 from rayfold.errors import InputError, RayfoldError
 from rayfold.process_exit import end_process
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rayfold.training.train_config import TrainConfig
 
 __all__ = ["app", "entry", "main"]
 
@@ -91,6 +97,12 @@ def train(
     num_env_runners: Annotated[int, typer.Option(help="0 = sample in this process.")] = 0,
     num_learners: Annotated[int, typer.Option(help="0 = learn in this process.")] = 0,
     num_gpus_per_learner: float = 0.0,
+    tracker: Annotated[str, typer.Option(help="Beside TensorBoard: wandb, mlflow, or both, comma-separated.")] = "",
+    tracker_project: Annotated[str, typer.Option(help="Project of W&B, experiment of MLflow.")] = "rayfold",
+    tune: Annotated[
+        int, typer.Option(min=0, help="Try so many settings of PPO with Ray Tune, these ones first; keep the best.")
+    ] = 0,
+    tune_jobs: Annotated[int, typer.Option(min=1, help="Runs of --tune at once.")] = 1,
     recipe: Annotated[
         str, typer.Option(help="Make a whole bundle, stage by stage: 'shipped' or a YAML file; with --bundle.")
     ] = "",
@@ -104,8 +116,11 @@ def train(
     from rayfold.policies.bundle import load_bundle, save_bundle
     from rayfold.training.ppo import train as run_training
     from rayfold.training.progress import ProgressDisplay
+    from rayfold.training.trackers import trackers_of
     from rayfold.training.train_config import TrainConfig
 
+    if tune and resume:
+        raise InputError("--tune", "no --resume: the same command goes on", "--resume")
     if stop_minutes is None and stop_steps is None:
         stop_minutes = 3.0
     config = TrainConfig(
@@ -135,6 +150,8 @@ def train(
         num_env_runners=num_env_runners,
         num_learners=num_learners,
         num_gpus_per_learner=num_gpus_per_learner,
+        trackers=trackers_of(names(tracker)),
+        tracker_project=tracker_project,
     )
     check_bundle_target(bundle)
     check_horizon(horizon_h)
@@ -142,6 +159,9 @@ def train(
         config.check()
         check_output("--run-dir", run_dir / "train.json")
     console = Console()
+    if tune:
+        _search(config, tune, tune_jobs, bundle, console)
+        return
     with ProgressDisplay(console) as display:
         result = run_training(config, display)
     if bundle is not None:
@@ -152,6 +172,35 @@ def train(
     console.print(f"bundle: {result.bundle_dir} ({result.chosen} weights)\ncheckpoint: {result.checkpoint}")
     if result.interrupted:
         raise typer.Exit(_EXIT_INTERRUPT)
+
+
+def _search(config: "TrainConfig", num_samples: int, jobs: int, bundle: Path | None, console: "Console") -> None:
+    """Several runs, of which the best one's bundle and settings are kept."""
+    from rich.progress import Progress
+
+    from rayfold.policies.bundle import load_bundle, save_bundle
+    from rayfold.training.ray_session import ray_session
+    from rayfold.training.train_search import search_training, write_recipe
+
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables beside ours
+    cpus = jobs * (1 + config.num_env_runners + config.num_learners)
+    with ray_session(max(2, cpus)), Progress(console=console, transient=True) as progress:
+        task = progress.add_task("runs", total=num_samples)
+        found = search_training(
+            config, num_samples, jobs=jobs, trackers=config.trackers, on_trial=lambda: progress.advance(task)
+        )
+    recipe = config.run_dir / "best.yaml"
+    write_recipe(recipe, config, found)
+    made = load_bundle(found.bundle)
+    for folder in (config.run_dir / "bundle", *([bundle] if bundle is not None else [])):
+        save_bundle(folder, made.net, made.card)
+    told = ", ".join(f"{name}={value:.4g}" for name, value in found.settings.items())
+    console.print(
+        f"best of {num_samples}: bill {100 * found.excess_frac:.1f} % above the lower bound, as given "
+        f"{100 * found.default_excess_frac:.1f} %\n{told}\nbundle: {config.run_dir / 'bundle'}\nrecipe: {recipe}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _span(text: str) -> tuple[int, int] | None:
