@@ -23,8 +23,10 @@ from typing import Any
 from rayfold.policies.by_name import HEURISTICS, LEARNED, NETWORK
 from rayfold.policies.free_repacking import FreeRepacking
 from rayfold.policies.settings import search_space
+from rayfold.policies.tuned import tuned_settings
 from rayfold.training.provenance import git_commit
 from rayfold.training.report import write_atomically
+from rayfold.training.sweep import with_settings
 
 SCENARIOS = (
     "llm_api",
@@ -59,11 +61,11 @@ COLUMNS = (
 
 def evaluate(scenario: str, prices: float, args: argparse.Namespace) -> dict[str, Any]:
     """Runs one scenario at one price and reads what came of it."""
-    name = scenario if prices == 1.0 else f"{scenario}_prices_x{prices:g}"
+    name = scenario_name(scenario, prices)
     out = args.out / f"{name}.json"
     many = SEEDS if prices == 1.0 else SEEDS_ELSEWHERE
     seeds = args.seeds or (QUICK_SEEDS if args.quick else FEW_SEEDS.get(scenario, many))
-    policies = ",".join(policies_of(scenario, args))
+    policies = ",".join(policies_of(scenario, prices, args))
     command = [sys.executable, "-m", "rayfold", "evaluate", "--scenario", scenario, "--prices", str(prices)]
     command += ["--policies", policies, "--seeds", str(seeds), "--jobs", str(args.jobs)]
     command += ["--json", str(out), "--html", str(out.with_suffix(""))]
@@ -77,11 +79,23 @@ def evaluate(scenario: str, prices: float, args: argparse.Namespace) -> dict[str
     return content
 
 
-def policies_of(scenario: str, args: argparse.Namespace) -> list[str]:
-    """What is played; ``rule()`` is a heuristic with its default settings where there are tuned ones."""
+def scenario_name(scenario: str, prices: float) -> str:
+    """As ``rayfold evaluate --prices`` calls it."""
+    return scenario if prices == 1.0 else f"{scenario}_prices_x{prices:g}"
+
+
+def policies_of(scenario: str, prices: float, args: argparse.Namespace) -> list[str]:
+    """What is played.
+
+    ``rule()`` is a heuristic with its default settings. One that was not tuned for a price is played with the settings
+    found at the scenario's own, which its name then tells.
+    """
     policies = [name for name in args.policies.split(",") if name not in LEFT_OUT.get(scenario, ())]
     tunable = [name for name in policies if name in HEURISTICS and search_space(HEURISTICS[name].settings_type)]
-    return policies + [f"{name}()" for name in tunable] if args.defaults else policies
+    here, at_home = tuned_settings(scenario_name(scenario, prices)), tuned_settings(scenario)
+    told = {name: with_settings(name, at_home[name]) for name in tunable if name not in here and name in at_home}
+    named = [told.get(name, name) for name in policies]
+    return named + [f"{name}()" for name in tunable] if args.defaults else named
 
 
 def rows(scenario: str, result: dict[str, Any]) -> list[str]:

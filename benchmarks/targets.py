@@ -40,13 +40,15 @@ def load(folder: Path) -> Results:
 
 
 def rules(result: dict[str, Any], *, are_tuned: bool, with_planner: bool) -> list[str]:
-    """Heuristics that were played, tuned or with their defaults; those that have nothing to tune are both."""
+    """Heuristics that were played, with tuned settings or with their defaults; one without settings is both."""
     names = []
-    for name in HEURISTICS:
-        is_tunable = bool(search_space(HEURISTICS[name].settings_type))
-        played = name if are_tuned or not is_tunable else f"{name}()"
-        if played in result["policies"] and name != NONE and (with_planner or name != Exact.name):
-            names.append(played)
+    for name in result["policies"]:
+        rule = name.partition("(")[0]
+        if rule not in HEURISTICS or rule == NONE or (rule == Exact.name and not with_planner):
+            continue
+        is_default = name.endswith("()")
+        if not search_space(HEURISTICS[rule].settings_type) or is_default != are_tuned:
+            names.append(name)
     return names
 
 
@@ -132,8 +134,9 @@ def played(results: Results, scenario: str, price: float) -> list[dict[str, Any]
 
 
 def strongest(result: dict[str, Any]) -> tuple[str, ...]:
-    """The tuned heuristic with the lowest mean bill, and the planner."""
-    return strongest_rule(result), Exact.name
+    """The tuned heuristic with the lowest mean bill, and the tuned planner."""
+    planner = next(n for n in rules(result, are_tuned=True, with_planner=True) if n.partition("(")[0] == Exact.name)
+    return strongest_rule(result), planner
 
 
 def strongest_rule(result: dict[str, Any]) -> str:
@@ -150,7 +153,7 @@ def deeds(results: Results) -> list[str]:
         metrics = result["policies"][LEARNED]
         moves, undone, unserved = (float(metrics[m]["mean"]) for m in ("moves", "undone_moves", "unserved_request_s"))
         share = 100.0 * undone / moves if moves else 0.0
-        names = [n for n in result["policies"] if n.partition("(")[0] in HEURISTICS]
+        names = [name for name in result["policies"] if name.partition("(")[0] in HEURISTICS]
         dominators = dominated_by(result, LEARNED, names)
         by = "dominated by " + ", ".join(f"`{n}`" for n in dominators) if dominators else "not dominated"
         lines.append(f"| {scenario} | {price:g} | {moves:.1f} | {undone:.1f} | {unserved:,.0f} | {share:.0f} | {by} |")
