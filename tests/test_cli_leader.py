@@ -19,6 +19,8 @@ from rayfold.training.leader_training import CANDIDATES
         (["--episodes", "1,2,3"], "--episodes"),
         (["--episodes", "0"], "--episodes"),
         (["--episodes", "4"], "at least 5"),
+        (["--price-episodes", "-1"], "--price-episodes"),
+        (["--price-episodes", "1,2"], "--price-episodes"),
         (["--horizon-h", "-1"], "--horizon-h"),
         (["--scenario", "no_such"], "no_such"),
         (["--bundle", "no_such"], "no_such"),

@@ -34,9 +34,9 @@ from rayfold.training.provenance import command_line, git_commit
 from rayfold.training.report import write_atomically
 from rayfold.training.unit_store import code_digest, scenario_digest
 from rayfold.training.workers import HERE, Workers, run_all
-from rayfold.training.worlds import vary
+from rayfold.training.worlds import at_prices, vary
 
-__all__ = ["CANDIDATES", "FOLDS", "PLANNER", "Lesson", "fit_leader", "train_leader"]
+__all__ = ["CANDIDATES", "FOLDS", "PLANNER", "Lesson", "fit_leader", "price_lessons", "train_leader"]
 
 PLANNER = "exact(quiet_s=75,quiet_frac=0.01,min_saving_frac=0.25)"
 CANDIDATES = ("network", PLANNER)  # others added nothing (docs/learning.md, 14)
@@ -44,13 +44,26 @@ FOLDS = 5
 _BOUNDS = ((0.002, 0.2), (0.3, 10.0), (0.002, 0.2))  # of a kernel
 _PRIOR = Kernel(0.03, 2.0, 0.03)  # median of a log-normal each: few episodes of few scenarios fit anything
 _PRIOR_SPREAD = 0.3
+AS_IT_IS, PRICES, _FIRST_OF_PRICES = 3, (0.25, 4.0), 3 * 333
 
 
 class Lesson(NamedTuple):
     """Episodes of a scenario."""
 
     scenario: Scenario  # with the horizon to use
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...]  # every ``AS_IT_IS``th number is an episode in the scenario as it is
+    group: str = ""  # the scenario that it counts as; its own name if empty
+
+
+def price_lessons(scenario: Scenario, count: int) -> tuple[Lesson, ...]:
+    """Episodes in the scenario as it is but for the price of disruption and unserved demand.
+
+    Args:
+        scenario: With the horizon to use.
+        count: Episodes at each of ``PRICES``, of other traffic than those of any lesson with seeds from 0 on.
+    """
+    seeds = tuple(range(_FIRST_OF_PRICES, _FIRST_OF_PRICES + AS_IT_IS * count, AS_IT_IS))
+    return tuple(Lesson(at_prices(scenario, factor), seeds, scenario.name) for factor in PRICES) if count else ()
 
 
 class _Unit(NamedTuple):
@@ -110,7 +123,7 @@ def train_leader(
     played = _play_all(lessons, bundle, run_dir / "episodes", candidates, workers, on_unit)
     reference, leader = fit_leader(played)
     card = LeaderCard(
-        scenarios=tuple(lesson.scenario.name for lesson in lessons),
+        scenarios=tuple(dict.fromkeys(lesson.group or lesson.scenario.name for lesson in lessons)),
         episodes=len(played.bills),
         seed=seed,
         reference=reference,
@@ -132,8 +145,8 @@ def _play_all(
 ) -> _Played:
     # Scenario by scenario in turns, so that an interrupted run has learned of all of them.
     most = max(len(lesson.seeds) for lesson in lessons)
-    episodes = [(x.scenario, x.seeds[i]) for i in range(most) for x in lessons if i < len(x.seeds)]
-    units = [_Unit(scenario, seed, name) for scenario, seed in episodes for name in candidates]
+    episodes = [(x, x.seeds[i]) for i in range(most) for x in lessons if i < len(x.seeds)]
+    units = [_Unit(lesson.scenario, seed, name) for lesson, seed in episodes for name in candidates]
     base = hashlib.sha256(packed(bundle.net)).hexdigest()
     digests = {id(lesson.scenario): scenario_digest(lesson.scenario) for lesson in lessons}
     files = [folder / f"{_key(digests[id(u.scenario)], base, u.candidate, u.seed)}.json" for u in units]
@@ -150,7 +163,7 @@ def _play_all(
         names=tuple(candidates),
         worlds=np.array([done[i].world for i in range(len(units))]).reshape(len(episodes), count, -1),
         bills=np.array([done[i].bill_usd for i in range(len(units))]).reshape(-1, count),
-        groups=np.array([scenario.name for scenario, _ in episodes]),
+        groups=np.array([lesson.group or lesson.scenario.name for lesson, _ in episodes]),
     )
 
 
@@ -239,7 +252,7 @@ class _Looking:
 def _play(bundle: PolicyBundle, work: tuple[int, _Unit]) -> _Seen:
     _, unit = work
     episode_rng, policy_rng, world_rng = np.random.default_rng(unit.seed).spawn(3)
-    scenario = vary(unit.scenario, world_rng) if unit.seed % 3 else unit.scenario
+    scenario = vary(unit.scenario, world_rng) if unit.seed % AS_IT_IS else unit.scenario
     sim, _ = begin_episode(scenario, Split.TRAIN, episode_rng)
     looking = _Looking(scenario.limits, round(3600.0 / scenario.spec.settings.decision_interval_s))
     policy = policy_maker(unit.candidate, bundle=bundle)(scenario.limits)

@@ -22,6 +22,9 @@ def train_leader(
     out: Annotated[Path, typer.Option(help="Folder of the bundle with the leader; may be --bundle itself.")],
     scenario: Annotated[str, typer.Option(help="Shipped names or YAML paths, comma-separated.")] = "llm_api",
     episodes: Annotated[str, typer.Option(help="Of the training days: one number for all, or one each.")] = "20",
+    price_episodes: Annotated[
+        str, typer.Option(help="More of them at a quarter and at four times the prices, each: one number, or one each.")
+    ] = "0",
     horizon_h: Annotated[str, typer.Option(help="Length of an episode: one for all, or one each.")] = "12",
     bundle: Annotated[Path | None, typer.Option(help="Gives the network; default: the shipped one.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the folds; episodes have the seeds from 0 on.")] = 0,
@@ -39,20 +42,23 @@ def train_leader(
     from rayfold.cli_checks import check_bundle_target, check_output
     from rayfold.policies.bundle import load_bundle, save_bundle
     from rayfold.policies.by_name import shipped_bundle
-    from rayfold.training.leader_training import CANDIDATES, Lesson, train_leader
+    from rayfold.training.leader_training import CANDIDATES, Lesson, price_lessons, train_leader
     from rayfold.training.workers import Workers
 
     chosen = names(scenario)
     counts = [round(count) for count in _one_each("--episodes", episodes, len(chosen))]
+    at_prices = [round(count) for count in _one_each("--price-episodes", price_episodes, len(chosen), least=0.0)]
     hours = _one_each("--horizon-h", horizon_h, len(chosen))
     check_bundle_target(out)
     check_output("--run-dir", run_dir / "episodes" / "any")
     scenarios = _shortened_scenarios(chosen, hours, traces, synthetic=synthetic)
     lessons = [Lesson(scenario=s, seeds=tuple(range(count))) for s, count in zip(scenarios, counts, strict=True)]
+    for s, count in zip(scenarios, at_prices, strict=True):
+        lessons += price_lessons(s, count)
     base = load_bundle(bundle or shipped_bundle())
     console = Console()
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("playing", total=sum(counts) * len(CANDIDATES))
+        task = progress.add_task("playing", total=sum(len(x.seeds) for x in lessons) * len(CANDIDATES))
         trained = train_leader(
             lessons,
             base,
@@ -68,8 +74,8 @@ def train_leader(
     console.print(f"bundle: {out}\n{against}: {told}")
 
 
-def _one_each(flag: str, text: str, count: int) -> list[float]:
-    """``count`` numbers of at least 1, or one number for all.
+def _one_each(flag: str, text: str, count: int, *, least: float = 1.0) -> list[float]:
+    """``count`` numbers of at least ``least``, or one number for all.
 
     Raises:
         InputError: Anything else.
@@ -78,8 +84,8 @@ def _one_each(flag: str, text: str, count: int) -> list[float]:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         raise InputError(flag, "numbers separated by commas", text) from None
-    if len(values) not in (1, count) or not all(value >= 1.0 for value in values):
-        raise InputError(flag, f"one number of at least 1, or {count}", text)
+    if len(values) not in (1, count) or not all(value >= least for value in values):
+        raise InputError(flag, f"one number of at least {least:g}, or {count}", text)
     return values * count if len(values) == 1 else values
 
 
