@@ -15,7 +15,8 @@ from rayfold.policies.network import CompactionNet, NetworkConfig
 from rayfold.policies.world_features import WORLD_FEATURES
 from rayfold.training import leader_training
 from rayfold.training.episode_result import run_episode
-from rayfold.training.leader_training import FOLDS, Lesson, fit_leader, train_leader
+from rayfold.training.leader_training import FOLDS, Lesson, fit_leader, price_lessons, train_leader
+from rayfold.training.worlds import at_prices
 
 DIM = len(WORLD_FEATURES)
 CANDIDATES = ("none", "dearest_first", "network")
@@ -134,6 +135,22 @@ def test_training_goes_on_where_it_stopped(
     other = dataclasses.replace(bundle, net=CompactionNet(NetworkConfig(dim=8, heads=1)).eval())
     train_leader(lessons, other, tmp_path, candidates=CANDIDATES)
     assert [unit.candidate for unit in played[17:]] == [CANDIDATES[2]] * 5  # the others ask no network
+
+
+def test_price_lessons_are_the_scenario_at_other_prices(bundle: PolicyBundle) -> None:
+    """Their bills are those of an evaluation at that price; none is in a drawn world, and all count to the scenario."""
+    scenario = smoke()
+    lessons = price_lessons(scenario, 2)
+    assert [lesson.group for lesson in lessons] == ["smoke", "smoke"]
+    assert price_lessons(scenario, 0) == ()
+    for lesson, factor in zip(lessons, (0.25, 4.0), strict=True):
+        for seed in lesson.seeds:
+            unit = leader_training._Unit(lesson.scenario, seed, "exact")
+            bill_usd = leader_training._play(bundle, (0, unit)).bill_usd
+            world = at_prices(scenario, factor)
+            alone = run_episode(world, make_policy("exact", world.limits), seed, Split.TRAIN).metrics["total_usd"]
+            assert bill_usd == pytest.approx(alone)
+    assert len({seed for lesson in lessons for seed in lesson.seeds}) == 2
 
 
 def test_what_cannot_be_is_told_before_anything_is_played(tmp_path: Path, bundle: PolicyBundle) -> None:
