@@ -6,9 +6,9 @@ the same without doubt, each policy that it may choose, and, for the first ``--s
 the twin, which cost minutes per episode: the network with the best of 1, 4 and 8 of its plans and the planner's, and
 parallel rollout (``--searches`` takes some of them). Free repacking stands beside them. Then the leader, ``exact`` and
 free repacking again with disruption and unserved demand at a quarter of their price and at four times it (``exact`` is
-tuned for it), and with start-ups three times as long; and leader and network where they see the state of the tick
-before, or no traffic (``--world-seeds`` of each). ``azfunc.yaml`` is traffic of another kind. Ctrl-C ends it, and what
-is done is told. Scenarios of traces need them in ``$RAYFOLD_TRACES`` or ``./traces``.
+tuned for it where such settings ship), and with start-ups three times as long; and leader and network where they see
+the state of the tick before, or no traffic (``--world-seeds`` of each). ``azfunc.yaml`` is traffic of another kind.
+Ctrl-C ends it, and what is done is told. Scenarios of traces need them in ``$RAYFOLD_TRACES`` or ``./traces``.
 """
 
 import argparse
@@ -101,7 +101,8 @@ class Handicapped:
 def policies(scenario: Scenario, bundle: Path) -> dict[str, Callable[[], Policy | Rearranger]]:
     """How each variant is made."""
     found, limits = load_bundle(bundle), scenario.limits
-    tuned = ExactSettings(**tuned_settings(scenario.name).get(Exact.name, {}))
+    at_home = tuned_settings(scenario.name.partition("_prices_x")[0])  # where it was not tuned for the price
+    tuned = ExactSettings(**(tuned_settings(scenario.name) or at_home).get(Exact.name, {}))
     named = {
         name: partial(policy_maker(name, bundle=found), limits)
         for name in dict.fromkeys([DEFAULT, LEARNED, NETWORK, *_members(found)])
