@@ -80,7 +80,7 @@ def search_training(
         raise InputError("--evaluation-episodes", "1 or more, by which runs are compared", config.evaluation_episodes)
     config.load_scenarios()
     bundles = [{"CPU": 1.0}, *({"CPU": 1.0} for _ in range(config.num_env_runners + config.num_learners))]
-    trial = tune.with_parameters(_trial, config=dataclasses.replace(config, run_dir=config.run_dir.resolve()))
+    trial = tune.with_parameters(_trial, config=_absolute(config))
     first = {name: getattr(config, name) for name in SPACE}
     fixed = {k: v for k, v in dataclasses.asdict(config).items() if k not in (*SPACE, *_OF_THE_CALL)}
     tried = search(
@@ -104,6 +104,21 @@ def search_training(
         default_excess_frac=float(default.metrics[METRIC]),
         bundle=Path(best.metrics[BUNDLE]),
     )
+
+
+def _absolute(config: TrainConfig) -> TrainConfig:
+    """The same with absolute paths: Tune runs a trial in a folder of its own."""
+    return dataclasses.replace(
+        config,
+        run_dir=config.run_dir.resolve(),
+        traces_dir=config.traces_dir.resolve() if config.traces_dir is not None else None,
+        scenarios=tuple(str(Path(name).resolve()) if Path(name).is_file() else name for name in config.scenarios),
+        warm_start=str(Path(config.warm_start).resolve()) if _is_folder(config.warm_start) else config.warm_start,
+    )
+
+
+def _is_folder(name: str) -> bool:
+    return bool(name) and Path(name).is_dir()
 
 
 def _trial(settings: dict[str, Any], *, config: TrainConfig) -> dict[str, Any]:

@@ -36,9 +36,14 @@ def small(run_dir: Path, **changes: Any) -> TrainConfig:
 
 
 @pytest.mark.cluster
-def test_a_search_and_its_continuation(tmp_path: Path) -> None:
-    """Never worse than the settings given, which train as without a search; a second call runs nothing."""
-    config, trials = small(tmp_path / "search"), list[int]()
+def test_a_search_and_its_continuation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never worse than the settings given, which train as without a search; a second call runs nothing.
+
+    A scenario's relative path is found by runs, which Tune starts elsewhere.
+    """
+    monkeypatch.chdir(tmp_path)
+    Path("my.yaml").write_text("extends: smoke\n")
+    config, trials = small(Path("search"), scenarios=("my.yaml",)), list[int]()
     with ray_session(2):
         first = search_training(config, 2, on_trial=lambda: trials.append(1))
         again = search_training(config, 2, on_trial=lambda: trials.append(1))
@@ -48,7 +53,7 @@ def test_a_search_and_its_continuation(tmp_path: Path) -> None:
     assert again == first
     assert first.excess_frac <= first.default_excess_frac
     assert set(first.settings) == set(SPACE)
-    plain = train(small(tmp_path / "plain"))
+    plain = train(small(tmp_path / "plain", scenarios=("my.yaml",)))
     assert first.default_excess_frac == plain.evaluation_excess_frac[plain.chosen]
     assert load_bundle(first.bundle).card.metrics["evaluation/excess_frac"] == first.excess_frac
 
