@@ -26,7 +26,9 @@ from rayfold.policies.settings import search_space
 from rayfold.policies.tuned import tuned_settings
 from rayfold.training.provenance import git_commit
 from rayfold.training.report import write_atomically
+from rayfold.training.standing import cheapest
 from rayfold.training.sweep import with_settings
+from rayfold.training.worlds import name_at_prices
 
 SCENARIOS = (
     "llm_api",
@@ -61,7 +63,7 @@ COLUMNS = (
 
 def evaluate(scenario: str, prices: float, args: argparse.Namespace) -> dict[str, Any]:
     """Runs one scenario at one price and reads what came of it."""
-    name = scenario_name(scenario, prices)
+    name = name_at_prices(scenario, prices)
     out = args.out / f"{name}.json"
     many = SEEDS if prices == 1.0 else SEEDS_ELSEWHERE
     seeds = args.seeds or (QUICK_SEEDS if args.quick else FEW_SEEDS.get(scenario, many))
@@ -79,11 +81,6 @@ def evaluate(scenario: str, prices: float, args: argparse.Namespace) -> dict[str
     return content
 
 
-def scenario_name(scenario: str, prices: float) -> str:
-    """As ``rayfold evaluate --prices`` calls it."""
-    return scenario if prices == 1.0 else f"{scenario}_prices_x{prices:g}"
-
-
 def policies_of(scenario: str, prices: float, args: argparse.Namespace) -> list[str]:
     """What is played.
 
@@ -92,7 +89,7 @@ def policies_of(scenario: str, prices: float, args: argparse.Namespace) -> list[
     """
     policies = [name for name in args.policies.split(",") if name not in LEFT_OUT.get(scenario, ())]
     tunable = [name for name in policies if name in HEURISTICS and search_space(HEURISTICS[name].settings_type)]
-    here, at_home = tuned_settings(scenario_name(scenario, prices)), tuned_settings(scenario)
+    here, at_home = tuned_settings(name_at_prices(scenario, prices)), tuned_settings(scenario)
     told = {name: with_settings(name, at_home[name]) for name in tunable if name not in here and name in at_home}
     named = [told.get(name, name) for name in policies]
     return named + [f"{name}()" for name in tunable] if args.defaults else named
@@ -144,8 +141,8 @@ def summary(results: dict[str, dict[str, Any]]) -> list[str]:
 
 def strongest(result: dict[str, Any]) -> str:
     """The heuristic with the lowest mean bill."""
-    bills = {name: m["total_usd"]["mean"] for name, m in result["policies"].items() if base(name) in HEURISTICS}
-    return min(bills, key=lambda name: bills[name], default="")
+    played = [name for name in result["policies"] if base(name) in HEURISTICS]
+    return cheapest(result, played) if played else ""
 
 
 def verdict(result: dict[str, Any]) -> list[str]:

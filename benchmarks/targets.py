@@ -18,7 +18,8 @@ from rayfold.envs.scenario import Split
 from rayfold.policies.by_name import HEURISTICS, LEARNED
 from rayfold.policies.exact import Exact
 from rayfold.policies.settings import search_space
-from rayfold.training.standing import Standing, closed_share, dominated_by, hardest, standing
+from rayfold.training.standing import Standing, cheapest, closed_share, dominated_by, hardest, standing
+from rayfold.training.worlds import name_and_prices
 
 NONE = "none"
 UNIT, DEAR = 1.0, 4.0
@@ -34,8 +35,7 @@ def load(folder: Path) -> Results:
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text())
         if LEARNED in result.get("policies", {}) and result["split"] == Split.VALIDATION:
-            name, _, factor = result["scenario"].partition("_prices_x")
-            found[name, float(factor or UNIT)] = result
+            found[name_and_prices(result["scenario"])] = result
     return found
 
 
@@ -85,8 +85,7 @@ def beats(results: Results, *, are_tuned: bool) -> list[str]:
                 cells.append("-")
                 continue
             found = hardest(result, LEARNED, references)
-            strongest = min(references, key=lambda name: result["policies"][name]["total_usd"]["mean"])
-            means[price].append(standing(result, LEARNED, strongest).mean)
+            means[price].append(standing(result, LEARNED, cheapest(result, references)).mean)
             cells.append(f"{told(found)} {not_higher(found) if are_tuned else lower(found)}")
         lines.append(f"| {scenario} | {' | '.join(cells)} |")
     averages = [f"{100 * float(np.mean(means[p])):+.2f}" if means[p] else "-" for p in PRICES]
@@ -141,8 +140,7 @@ def strongest(result: dict[str, Any]) -> tuple[str, ...]:
 
 def strongest_rule(result: dict[str, Any]) -> str:
     """The tuned heuristic, planner left out, with the lowest mean bill."""
-    names = rules(result, are_tuned=True, with_planner=False)
-    return min(names, key=lambda name: result["policies"][name]["total_usd"]["mean"])
+    return cheapest(result, rules(result, are_tuned=True, with_planner=False))
 
 
 def deeds(results: Results) -> list[str]:

@@ -21,10 +21,9 @@ from rayfold.policies.protocol import Policy
 from rayfold.policies.rollout import Rearranger, Recorder, Rollout, roll_out
 from rayfold.training.replay_record import ReplayRecorder
 from rayfold.training.tick_record import Part, TickRecord, TickRecorder, check_books
+from rayfold.training.worlds import PRICE_SCALES
 
 __all__ = ["METRICS", "EpisodeResult", "begin_episode", "run_episode"]
-
-PRICE_SCALES = (0.25, 4.0)  # DESIGN §5: results are also shown at other prices of disruption and unserved demand
 
 # What every report holds, of every policy; closed_frac is known only once all policies have run.
 METRICS = (

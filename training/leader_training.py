@@ -34,7 +34,7 @@ from rayfold.training.provenance import command_line, git_commit
 from rayfold.training.report import write_atomically
 from rayfold.training.unit_store import code_digest, scenario_digest
 from rayfold.training.workers import HERE, Workers, run_all
-from rayfold.training.worlds import at_prices, vary
+from rayfold.training.worlds import PRICE_SCALES, at_prices, vary
 
 __all__ = ["CANDIDATES", "FOLDS", "PLANNER", "Lesson", "fit_leader", "price_lessons", "train_leader"]
 
@@ -44,7 +44,7 @@ FOLDS = 5
 _BOUNDS = ((0.002, 0.2), (0.3, 10.0), (0.002, 0.2))  # of a kernel
 _PRIOR = Kernel(0.03, 2.0, 0.03)  # median of a log-normal each: few episodes of few scenarios fit anything
 _PRIOR_SPREAD = 0.3
-AS_IT_IS, PRICES, _FIRST_OF_PRICES = 3, (0.25, 4.0), 3 * 333
+AS_IT_IS, _FIRST_OF_PRICES = 3, 3 * 333
 
 
 class Lesson(NamedTuple):
@@ -52,7 +52,12 @@ class Lesson(NamedTuple):
 
     scenario: Scenario  # with the horizon to use
     seeds: tuple[int, ...]  # every ``AS_IT_IS``th number is an episode in the scenario as it is
-    group: str = ""  # the scenario that it counts as; its own name if empty
+    group: str = ""  # see ``counts_as``
+
+    @property
+    def counts_as(self) -> str:
+        """Name of the scenario that its episodes count to: its group, else its own."""
+        return self.group or self.scenario.name
 
 
 def price_lessons(scenario: Scenario, count: int) -> tuple[Lesson, ...]:
@@ -60,10 +65,10 @@ def price_lessons(scenario: Scenario, count: int) -> tuple[Lesson, ...]:
 
     Args:
         scenario: With the horizon to use.
-        count: Episodes at each of ``PRICES``, of other traffic than those of any lesson with seeds from 0 on.
+        count: Episodes at each of ``PRICE_SCALES``, of other traffic than those of any lesson with seeds from 0 on.
     """
     seeds = tuple(range(_FIRST_OF_PRICES, _FIRST_OF_PRICES + AS_IT_IS * count, AS_IT_IS))
-    return tuple(Lesson(at_prices(scenario, factor), seeds, scenario.name) for factor in PRICES) if count else ()
+    return tuple(Lesson(at_prices(scenario, factor), seeds, scenario.name) for factor in PRICE_SCALES) if count else ()
 
 
 class _Unit(NamedTuple):
@@ -123,7 +128,7 @@ def train_leader(
     played = _play_all(lessons, bundle, run_dir / "episodes", candidates, workers, on_unit)
     reference, leader = fit_leader(played)
     card = LeaderCard(
-        scenarios=tuple(dict.fromkeys(lesson.group or lesson.scenario.name for lesson in lessons)),
+        scenarios=tuple(dict.fromkeys(lesson.counts_as for lesson in lessons)),
         episodes=len(played.bills),
         seed=seed,
         reference=reference,
@@ -163,7 +168,7 @@ def _play_all(
         names=tuple(candidates),
         worlds=np.array([done[i].world for i in range(len(units))]).reshape(len(episodes), count, -1),
         bills=np.array([done[i].bill_usd for i in range(len(units))]).reshape(-1, count),
-        groups=np.array([lesson.group or lesson.scenario.name for lesson, _ in episodes]),
+        groups=np.array([lesson.counts_as for lesson, _ in episodes]),
     )
 
 

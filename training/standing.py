@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from rayfold.training.evaluation import FREE_REPACKING
 
-__all__ = ["Standing", "bill_of", "closed_share", "dominated_by", "hardest", "standing"]
+__all__ = ["Standing", "cheapest", "closed_share", "dominated_by", "hardest", "standing"]
 
 Result = Mapping[str, Any]
 
@@ -32,9 +32,13 @@ class Standing(NamedTuple):
         return self.low > 0.0
 
 
-def bill_of(result: Result, name: str) -> float:
-    """Mean bill of an episode, USD."""
+def _bill_usd(result: Result, name: str) -> float:
     return float(result["policies"][name]["total_usd"]["mean"])
+
+
+def cheapest(result: Result, names: Iterable[str]) -> str:
+    """The policy of at least one that has the lowest mean bill."""
+    return min(names, key=lambda name: _bill_usd(result, name))
 
 
 def standing(result: Result, name: str, against: str) -> Standing:
@@ -60,7 +64,7 @@ def hardest(result: Result, name: str, references: Iterable[str]) -> Standing:
 
 def closed_share(result: Result, name: str, against: str) -> float:
     """How far a policy's bill is on the way from a reference's to free repacking's; NaN if there is no way to go."""
-    there, mine, free = (bill_of(result, policy) for policy in (against, name, FREE_REPACKING))
+    there, mine, free = (_bill_usd(result, policy) for policy in (against, name, FREE_REPACKING))
     return (there - mine) / (there - free) if there > free else float("nan")
 
 

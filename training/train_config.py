@@ -82,6 +82,11 @@ class TrainConfig:
         """What an episode of training is played in."""
         return Worlds(varies=self.vary_worlds, num_nodes=self.num_nodes)
 
+    @property
+    def num_cpus(self) -> int:
+        """Logical CPUs of Ray that a run asks for."""
+        return 1 + self.num_env_runners + self.num_learners
+
     def load_scenarios(self, *, evaluation: bool = False) -> list[Scenario]:
         """The scenarios, with the horizon to train or to evaluate on."""
         longest_s = self.evaluation_horizon_s if evaluation else self.horizon_s

@@ -8,7 +8,7 @@ was cut off goes on from its newest checkpoint.
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from rayfold.training.checkpoints import FOLDER
 from rayfold.training.ppo import train
 from rayfold.training.progress import Phase, Progress
 from rayfold.training.report import write_atomically
-from rayfold.training.trackers import Tracker, tune_callbacks
+from rayfold.training.trackers import tune_callbacks
 from rayfold.training.train_config import TrainConfig
 from rayfold.training.tune_search import search
 
@@ -56,16 +56,14 @@ def search_training(
     num_samples: int,
     *,
     jobs: int = 1,
-    trackers: Sequence[Tracker] = (),
     on_trial: Callable[[], None] = lambda: None,
 ) -> BestTraining:
     """Searches, or goes on with a search, in ``config.run_dir``.
 
     Args:
-        config: The run that is varied; its own settings are tried first.
+        config: The run that is varied; its own settings are tried first, and its trackers told of every run.
         num_samples: Runs, the first one among them.
         jobs: Runs at once, each with a CPU for itself and one for each of its env runners.
-        trackers: Told of every run.
         on_trial: Called after each run.
 
     Raises:
@@ -79,12 +77,11 @@ def search_training(
     if config.evaluation_episodes < 1:
         raise InputError("--evaluation-episodes", "1 or more, by which runs are compared", config.evaluation_episodes)
     config.load_scenarios()
-    bundles = [{"CPU": 1.0}, *({"CPU": 1.0} for _ in range(config.num_env_runners + config.num_learners))]
     trial = tune.with_parameters(_trial, config=_absolute(config))
     first = {name: getattr(config, name) for name in SPACE}
     fixed = {k: v for k, v in dataclasses.asdict(config).items() if k not in (*SPACE, *_OF_THE_CALL)}
     tried = search(
-        tune.with_resources(trial, tune.PlacementGroupFactory(bundles)),
+        tune.with_resources(trial, tune.PlacementGroupFactory([{"CPU": 1.0}] * config.num_cpus)),
         SPACE,
         first,
         metric=METRIC,
@@ -93,7 +90,7 @@ def search_training(
         jobs=jobs,
         folder=config.run_dir / NAME,
         what={"config": fixed, "first": first, "space": list(SPACE), "num_samples": num_samples},
-        callbacks=tune_callbacks(trackers, config.tracker_project),
+        callbacks=tune_callbacks(config.trackers, config.tracker_project),
         on_trial=on_trial,
     )
     best = min(tried, key=lambda t: float(t.metrics[METRIC]))

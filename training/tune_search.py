@@ -6,6 +6,7 @@ random.
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +64,7 @@ def search(
         KeyboardInterrupt: It was interrupted; what is done is kept.
         RuntimeError: A trial failed.
     """
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables beside ours
     folder = folder.resolve()
     _check_same(folder, what)
     if tune.Tuner.can_restore(str(folder)):

@@ -13,7 +13,10 @@ from rayfold.envs.cluster import AutoscalingConfig, Interval, NodeType
 from rayfold.envs.scenario import Scenario
 from rayfold.envs.traffic_source import TraceSource, TrafficSource
 
-__all__ = ["Worlds", "at_prices", "resized", "scaled", "vary"]
+__all__ = ["PRICE_SCALES", "Worlds", "at_prices", "name_and_prices", "name_at_prices", "resized", "scaled", "vary"]
+
+PRICE_SCALES = (0.25, 4.0)  # DESIGN §5: other prices of disruption and unserved demand
+_AT_PRICES = "_prices_x"
 
 
 def scaled(scenario: Scenario, *, startup: float = 1.0, prices: float = 1.0) -> Scenario:
@@ -43,7 +46,18 @@ def at_prices(scenario: Scenario, factor: float) -> Scenario:
     """
     if factor == 1.0:
         return scenario
-    return dataclasses.replace(scaled(scenario, prices=factor), name=f"{scenario.name}_prices_x{factor:g}")
+    return dataclasses.replace(scaled(scenario, prices=factor), name=name_at_prices(scenario.name, factor))
+
+
+def name_at_prices(name: str, factor: float) -> str:
+    """What ``at_prices`` calls a scenario of this name."""
+    return name if factor == 1.0 else f"{name}{_AT_PRICES}{factor:g}"
+
+
+def name_and_prices(name: str) -> tuple[str, float]:
+    """The scenario's own name, and the factor: what ``name_at_prices`` was made of."""
+    own, _, factor = name.partition(_AT_PRICES)
+    return own, float(factor or 1.0)
 
 
 def vary(scenario: Scenario, rng: np.random.Generator) -> Scenario:
@@ -53,7 +67,7 @@ def vary(scenario: Scenario, rng: np.random.Generator) -> Scenario:
     unserved demand have a quarter of their price or four times it; and in half of them moves launch no nodes.
     """
     startup = float(np.exp(rng.uniform(np.log(0.5), np.log(3.0)))) if rng.random() < 0.5 else 1.0
-    prices = float(rng.choice([0.25, 4.0])) if rng.random() < 0.5 else 1.0
+    prices = float(rng.choice(PRICE_SCALES)) if rng.random() < 0.5 else 1.0
     world = scaled(scenario, startup=startup, prices=prices)
     if rng.random() < 0.5:
         return world

@@ -5,7 +5,6 @@ ends with exit code 2.
 """
 
 import logging
-import os
 import re
 import sys
 from pathlib import Path
@@ -182,13 +181,9 @@ def _search(config: "TrainConfig", num_samples: int, jobs: int, bundle: Path | N
     from rayfold.training.ray_session import ray_session
     from rayfold.training.train_search import search_training, write_recipe
 
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables beside ours
-    cpus = jobs * (1 + config.num_env_runners + config.num_learners)
-    with ray_session(max(2, cpus)), Progress(console=console, transient=True) as progress:
+    with ray_session(max(2, jobs * config.num_cpus)), Progress(console=console, transient=True) as progress:
         task = progress.add_task("runs", total=num_samples)
-        found = search_training(
-            config, num_samples, jobs=jobs, trackers=config.trackers, on_trial=lambda: progress.advance(task)
-        )
+        found = search_training(config, num_samples, jobs=jobs, on_trial=lambda: progress.advance(task))
     recipe = config.run_dir / "best.yaml"
     write_recipe(recipe, config, found)
     made = load_bundle(found.bundle)

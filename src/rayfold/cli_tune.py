@@ -1,6 +1,5 @@
 """``tune``: the settings of heuristics that do best on training days."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -57,7 +56,6 @@ def tune(
         loaded = loaded.with_horizon(horizon_h * 3600.0)
     if out.exists():
         write_tuned(out, loaded, {})  # one that cannot be added to is refused now
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables beside ours
     budget = Budget(num_samples=num_samples, num_seeds=seeds, search_seed=search_seed, jobs=jobs)
     table = Table("heuristic", "default USD", "tuned USD", "settings")
     console = Console()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rayfold.envs.episode import Episode, scenario_layout
 from rayfold.envs.scenario import Scenario, Split, load_scenario
 from rayfold.envs.scenario_file import shipped_scenarios
-from rayfold.training.worlds import Worlds, at_prices, resized, vary
+from rayfold.training.worlds import Worlds, at_prices, name_and_prices, resized, vary
 
 
 def test_worlds_vary_in_what_they_should() -> None:
@@ -38,6 +38,7 @@ def test_other_prices_are_another_scenario() -> None:
     dear = at_prices(scenario, 4.0)
     before, after = scenario.spec.settings.prices, dear.spec.settings.prices
     assert dear.name == "smoke_prices_x4"
+    assert [name_and_prices(s.name) for s in (scenario, dear)] == [("smoke", 1.0), ("smoke", 4.0)]
     assert (after.disruption_scale, after.unserved_factor) == (4 * before.disruption_scale, 4 * before.unserved_factor)
     assert after.move_frac == before.move_frac
     assert dear.spec.deployments == scenario.spec.deployments
