@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.dynamics import Tally
 from rayfold.envs.encoding import EncoderConstants, Parts, encode
 from rayfold.envs.evacuation import Workspace
@@ -18,6 +17,7 @@ from rayfold.envs.layout import ObsLayout
 from rayfold.envs.ledger import Entry
 from rayfold.envs.process import ROW, act
 from rayfold.envs.safety import Limits
+from rayfold.envs.spec_arrays import SpecArrays
 from rayfold.envs.state import StateArrays
 from rayfold.envs.views import at, by_reference
 

@@ -1,4 +1,4 @@
-"""Lower bounds on the hourly price of the nodes that the present replicas need.
+"""Lower bounds on the hourly price of the nodes that so many replicas need.
 
 Dims: D deployments, K resources, P planes, B bills; see ``packing_bound``.
 """
@@ -6,13 +6,10 @@ Dims: D deployments, K resources, P planes, B bills; see ``packing_bound``.
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfold.envs.cluster import SpecArrays
-from rayfold.envs.jit import inner, kernel
-from rayfold.envs.state import ReplicaPhase, StateArrays
+from rayfold.envs.jit import kernel
+from rayfold.envs.spec_arrays import SpecArrays
 
-__all__ = ["bound_of", "bound_usd_per_h", "packing_bound_of", "relaxed_bound_usd_per_h"]
-
-_PENDING, _RUNNING = int(ReplicaPhase.PENDING), int(ReplicaPhase.RUNNING)
+__all__ = ["bound_of", "packing_bound_of"]
 
 
 @kernel
@@ -49,26 +46,3 @@ def packing_bound_of(spec: SpecArrays, live: NDArray[np.int64]) -> float:
     for t in range(spec.type_max_nodes.shape[0]):
         all_nodes += spec.type_max_nodes[t] * spec.type_price_usd_per_h[t]
     return min(best, all_nodes)
-
-
-@kernel
-def bound_usd_per_h(spec: SpecArrays, st: StateArrays) -> float:
-    """``packing_bound_of`` the replicas of a state; of a move only one side counts."""
-    return packing_bound_of(spec, _live(spec, st))
-
-
-@kernel
-def relaxed_bound_usd_per_h(spec: SpecArrays, st: StateArrays) -> float:
-    """``bound_of`` the same replicas."""
-    return bound_of(spec, _live(spec, st))
-
-
-@inner
-def _live(spec: SpecArrays, st: StateArrays) -> NDArray[np.int64]:
-    live = np.zeros(spec.demand.shape[0], np.int64)
-    for r in range(st.replica_phase.shape[0]):
-        phase = st.replica_phase[r]
-        is_replacement = st.replica_peer[r] >= 0 and phase != _RUNNING
-        if phase >= _PENDING and phase <= _RUNNING and not is_replacement:
-            live[st.replica_deployment[r]] += 1
-    return live

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayfold.envs.bound import bound_of, packing_bound_of
-from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.hidden import CHANGES, TOP, Constants, Hidden
 from rayfold.envs.jit import inner, kernel
 from rayfold.envs.ledger import DeploymentEntry, Entry
@@ -20,6 +19,7 @@ from rayfold.envs.node_life import book_launch, finish_nodes, is_out_of_stock, s
 from rayfold.envs.replica_autoscaler import DELAY_EPS_S, wish_cuts
 from rayfold.envs.replica_life import decide, finish_replicas, place_pending, reach_targets, start_move
 from rayfold.envs.safety import count_nodes
+from rayfold.envs.spec_arrays import SpecArrays
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 from rayfold.envs.views import by_reference
 

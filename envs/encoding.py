@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayfold.envs.bound import bound_of
-from rayfold.envs.cluster import ClusterSpec, SpecArrays
+from rayfold.envs.cluster import ClusterSpec
 from rayfold.envs.evacuation import Workspace, new_workspace, plan_evacuations, sort_replicas
 from rayfold.envs.jit import inner, kernel
 from rayfold.envs.layout import DEPLOYMENT_FEATURES, GLOBAL_FEATURES, NODE_FEATURES, NODE_TYPE_FEATURES, ObsLayout
@@ -25,6 +25,7 @@ from rayfold.envs.safety import (
     open_nodes,
     source_node_reason,
 )
+from rayfold.envs.spec_arrays import SpecArrays
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
 from rayfold.envs.views import by_reference
 

@@ -11,7 +11,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import num_whole, take_gpus
 from rayfold.envs.jit import inner, kernel
 from rayfold.envs.placement import less_left
@@ -25,6 +24,7 @@ from rayfold.envs.safety import (
     open_nodes,
     source_node_reason,
 )
+from rayfold.envs.spec_arrays import SpecArrays
 from rayfold.envs.state import ReplicaPhase, StateArrays
 from rayfold.envs.views import by_reference
 

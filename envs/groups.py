@@ -10,9 +10,9 @@ N nodes, M bundles, K resources.
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import EPS, can_take_gpus, release_gpus, take_gpus
 from rayfold.envs.jit import inner, kernel
+from rayfold.envs.spec_arrays import SpecArrays
 from rayfold.envs.state import NodePhase, StateArrays
 
 __all__ = ["hold_group"]

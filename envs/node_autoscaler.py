@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfold.envs.cluster import MEMORY_IDX, SpecArrays
+from rayfold.envs.cluster import MEMORY_IDX
 from rayfold.envs.devices import EPS
 from rayfold.envs.jit import inner, kernel
 from rayfold.envs.safety import count_nodes
+from rayfold.envs.spec_arrays import SpecArrays
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
 __all__ = ["add_node", "choose_launches", "is_expired", "remove_node"]

@@ -6,7 +6,6 @@ Dims: N nodes, R replicas, T node types, K resources.
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import EPS, can_take_gpus, release_gpus, take_gpus
 from rayfold.envs.draws import exponential, uniform, unit
 from rayfold.envs.hidden import LOG_DONE, LOG_FAILED, Constants, Hidden, end_move
@@ -16,6 +15,7 @@ from rayfold.envs.node_autoscaler import add_node, choose_launches, is_expired, 
 from rayfold.envs.placement import let_go, member_node
 from rayfold.envs.replica_life import drain, drop_move, migrate_replica
 from rayfold.envs.safety import count_nodes
+from rayfold.envs.spec_arrays import SpecArrays
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
 __all__ = [

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 
 from rayfold.envs.bound import bound_of
-from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.jit import kernel
+from rayfold.envs.spec_arrays import SpecArrays
 
 __all__ = ["best_filling", "bills_usd_per_h", "packing_planes", "typical_counts"]
 

@@ -7,10 +7,10 @@ D deployments, K resources.
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import release_gpus, take_gpus
 from rayfold.envs.jit import inner, kernel
 from rayfold.envs.safety import capacity_reason, has_capacity
+from rayfold.envs.spec_arrays import SpecArrays
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
 __all__ = [

@@ -6,13 +6,13 @@ Dims: N, D, T of the state; the action is given in the padded numbering of ``lay
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.dynamics import Tally, launch_move, step
 from rayfold.envs.evacuation import Workspace, plan_evacuation, prepare
 from rayfold.envs.hidden import TOP, Constants, Hidden
 from rayfold.envs.jit import inner, kernel
 from rayfold.envs.layout import ObsLayout
 from rayfold.envs.safety import Limits, movable_replica, move_masks, move_reason, moves_in_flight
+from rayfold.envs.spec_arrays import SpecArrays
 from rayfold.envs.state import StateArrays
 
 __all__ = ["act", "cell_move"]

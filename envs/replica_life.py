@@ -6,7 +6,6 @@ Dims: N nodes, R replicas, D deployments.
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.draws import uniform, unit
 from rayfold.envs.groups import hold_group
 from rayfold.envs.hidden import (
@@ -34,6 +33,7 @@ from rayfold.envs.placement import (
 )
 from rayfold.envs.replica_autoscaler import decide_target
 from rayfold.envs.safety import capacity_reason
+from rayfold.envs.spec_arrays import SpecArrays
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 from rayfold.envs.transition import begin_move, cancel_move, free_row
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import EPS, NO_DEVICES, can_take_gpus, take_gpus
 from rayfold.envs.jit import inlined, inner, kernel
 from rayfold.envs.moves import Move
+from rayfold.envs.spec_arrays import SpecArrays
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
 from rayfold.envs.views import by_reference
 

@@ -10,8 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayfold.envs.batch import World
-from rayfold.envs.bound import bound_usd_per_h, relaxed_bound_usd_per_h
-from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import EPS
 from rayfold.envs.dynamics import fresh_tally, launch_move, step
 from rayfold.envs.encoding import encoder_constants, parts_of
@@ -25,7 +23,9 @@ from rayfold.envs.node_life import GRACEFUL_SHUTDOWN_S, plan_life
 from rayfold.envs.process import NOW_S, ROW, act
 from rayfold.envs.replica_life import drop_move, is_on_draining_node, migrate_replica
 from rayfold.envs.safety import Limits, check_move
+from rayfold.envs.spec_arrays import SpecArrays
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
+from rayfold.envs.state_bound import bound_usd_per_h, relaxed_bound_usd_per_h
 from rayfold.envs.traffic import Traffic
 from rayfold.errors import ExecutorError
 

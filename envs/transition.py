@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.jit import kernel
 from rayfold.envs.moves import Move
 from rayfold.envs.node_autoscaler import add_node
 from rayfold.envs.placement import hold, let_go
 from rayfold.envs.safety import Limits
+from rayfold.envs.spec_arrays import SpecArrays
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
 
 __all__ = ["begin_move", "cancel_move", "free_row", "with_move"]

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.moves import Move
 from rayfold.envs.placement import hold, let_go
 from rayfold.envs.safety import Limits, capacity_reason, check_move
+from rayfold.envs.spec_arrays import SpecArrays
 from rayfold.envs.state import ClusterState, ReplicaPhase, StateArrays
 from rayfold.envs.transition import with_move
 from rayfold.policies.exact_model import CountProblem

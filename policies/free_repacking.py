@@ -16,12 +16,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import take_gpus
 from rayfold.envs.jit import kernel
 from rayfold.envs.placement import hold, less_left, let_go
 from rayfold.envs.safety import Limits, count_nodes, has_capacity
 from rayfold.envs.simulator import Simulator
+from rayfold.envs.spec_arrays import SpecArrays
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase, StateArrays
 
 __all__ = ["FreeRepacking", "repack"]

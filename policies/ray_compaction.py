@@ -13,9 +13,10 @@ D deployments, K resources, T node types.
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfold.envs.cluster import NO_MATCH, SpecArrays
+from rayfold.envs.cluster import NO_MATCH
 from rayfold.envs.jit import inner, kernel
 from rayfold.envs.placement import asks_more, fits_better, member_node
+from rayfold.envs.spec_arrays import SpecArrays
 from rayfold.envs.state import NodePhase, ReplicaPhase, StateArrays
 
 __all__ = ["find_node", "order_nodes", "replicas_to_move"]

@@ -11,8 +11,8 @@ Dims: X rows (nodes as they are or would be), D deployments, G GPU devices per n
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfold.envs.cluster import SpecArrays
 from rayfold.envs.devices import EPS
+from rayfold.envs.spec_arrays import SpecArrays
 
 __all__ = ["mix", "stranded_gpus", "take_devices"]
 

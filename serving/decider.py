@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rayfold.envs.bound import bound_usd_per_h
 from rayfold.envs.moves import Move
 from rayfold.envs.safety import Limits, check_move
 from rayfold.envs.state import ClusterState
+from rayfold.envs.state_bound import bound_usd_per_h
 from rayfold.envs.transition import with_move
 from rayfold.errors import ClusterError, ExecutorError
 from rayfold.policies.protocol import Policy

@@ -1,8 +1,10 @@
 """Imports point one way: envs <- policies <- training, and envs, policies <- serving."""
 
 import ast
+import graphlib
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,31 @@ def test_every_room_is_checked() -> None:
     """A fifth folder would need a line above before it could be shipped."""
     folders = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
     assert folders == set(ROOMS)
+
+
+def importing(sources: Mapping[str, str]) -> dict[str, set[str]]:
+    """Which of the modules each one imports, inside functions too.
+
+    Args:
+        sources: Full name of a module -> its code.
+    """
+    return {name: imported_modules(code) & set(sources) - {name} for name, code in sources.items()}
+
+
+def test_no_modules_import_each_other() -> None:
+    """The modules can be put in an order in which each one only needs those before it."""
+    found = [*SOURCE.glob("*.py"), *(file for room in ROOMS for file in (SOURCE / room).rglob("*.py"))]
+    files = [file for file in found if file.stem != "__init__"]
+    sources = {".".join(("rayfold", *f.relative_to(SOURCE).with_suffix("").parts)): f.read_text() for f in files}
+    order = list(graphlib.TopologicalSorter(importing(sources)).static_order())
+    assert order.index("rayfold.envs.state") < order.index("rayfold.policies.exact") < order.index("rayfold.cli")
+
+
+def test_planted_circle_is_found() -> None:
+    """A circle that is hidden in a function is one."""
+    sources = {"rayfold.a": "from rayfold.b import x", "rayfold.b": "def f():\n    from rayfold import a"}
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(importing(sources)).prepare()
 
 
 @pytest.mark.parametrize("room", LIBRARIES)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from rayfold.envs.bound import bound_usd_per_h
 from rayfold.envs.cluster import ClusterSpec, ReplicaShape, SchedulingStrategy
 from rayfold.envs.initial_state import initial_state
 from rayfold.envs.ledger import DeploymentEntry, Entry, Ledger
@@ -16,6 +15,7 @@ from rayfold.envs.node_life import UNDONE_WINDOW_S, match_release
 from rayfold.envs.safety import Limits, check_move
 from rayfold.envs.simulator import Simulator
 from rayfold.envs.state import ClusterState, NodePhase, ReplicaPhase
+from rayfold.envs.state_bound import bound_usd_per_h
 from rayfold.envs.traffic import SLOW_MEAN_S, sample_traffic
 from rayfold.envs.transition import with_move
 from tests.envs.clusters import (

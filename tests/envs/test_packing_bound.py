@@ -15,10 +15,10 @@ from rayfold.envs.cluster import (
     NodeType,
     PlacementGroupStrategy,
     ReplicaShape,
-    SpecArrays,
 )
 from rayfold.envs.packing_bound import best_filling, bills_usd_per_h, packing_planes, typical_counts
 from rayfold.envs.scenario import load_scenario
+from rayfold.envs.spec_arrays import SpecArrays
 
 
 def node_type(gpus: float, usd_per_h: float, max_nodes: int, cpus: float = 16.0) -> NodeType:

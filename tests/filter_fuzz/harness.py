@@ -5,9 +5,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfold.envs.cluster import ClusterSpec, SpecArrays
+from rayfold.envs.cluster import ClusterSpec
 from rayfold.envs.jit import inner, kernel
 from rayfold.envs.safety import Limits, Reason, move_reason
+from rayfold.envs.spec_arrays import SpecArrays
 from rayfold.envs.state import StateArrays
 from rayfold.envs.transition import begin_move
 from tests.filter_fuzz.facts import Facts, facts_of, random_spec
