@@ -9,7 +9,7 @@ from typing import Any
 from rayfold.errors import InputError
 from rayfold.training.averaging import WeightAverage
 
-__all__ = ["RunPosition", "newest_checkpoint", "restore_newest", "save_checkpoint"]
+__all__ = ["RunPosition", "has_checkpoint", "newest_checkpoint", "restore_newest", "save_checkpoint"]
 
 FOLDER, POSITION, AVERAGE = "checkpoints", "position.json", "average.safetensors"
 NUM_KEPT = 2
@@ -46,6 +46,11 @@ def save_checkpoint(algorithm: Any, run_dir: Path, position: RunPosition, averag
     for old in _complete(folder)[:-NUM_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a run has come far enough to be gone on with."""
+    return bool(_complete(run_dir.resolve() / FOLDER))
 
 
 def newest_checkpoint(run_dir: Path) -> Path:

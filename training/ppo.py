@@ -99,7 +99,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
     config.run_dir.mkdir(parents=True, exist_ok=True)
     save_train_config(config)
     torch.set_num_threads(1)  # two threads on a shared machine stall in each other's way (RLLIB_NOTES Q6)
-    num_cpus = max(2, config.num_cpus)
+    num_cpus = max(2, len(config.ray_bundles))
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("run_dir", "traces_dir")}
     with (
         tracked(config.trackers, config.tracker_project, config.run_dir, settings) as logs,

@@ -7,6 +7,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from rayfold.errors import InputError
+from rayfold.training.checkpoints import has_checkpoint
 
 __all__ = ["STAGES", "load_recipe", "run_recipe"]
 
@@ -73,7 +74,7 @@ def run_recipe(
         where = ["--run-dir", str(folder), "--bundle", str(bundle)]
         if stage != STAGES[0]:
             where += ["--out", str(bundle)]
-        elif any(folder.glob("checkpoints/[0-9]*")):
+        elif has_checkpoint(folder):
             where.append("--resume")  # for as long again: the stop rule is of one call
         elif k:
             where += ["--warm-start", str(bundle)]

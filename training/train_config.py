@@ -83,9 +83,14 @@ class TrainConfig:
         return Worlds(varies=self.vary_worlds, num_nodes=self.num_nodes)
 
     @property
-    def num_cpus(self) -> int:
-        """Logical CPUs of Ray that a run asks for."""
-        return 1 + self.num_env_runners + self.num_learners
+    def ray_bundles(self) -> list[dict[str, float]]:
+        """Logical resources of Ray by process: this one, env runners, learners.
+
+        As ``Algorithm.default_resource_request`` of RLlib 2.60 has it.
+        """
+        gpus = {"GPU": self.num_gpus_per_learner} if self.num_gpus_per_learner else {}
+        this = {"CPU": 1.0} if self.num_learners else {"CPU": 1.0, **gpus}
+        return [this, *[{"CPU": 1.0}] * self.num_env_runners, *[gpus or {"CPU": 1.0}] * self.num_learners]
 
     def load_scenarios(self, *, evaluation: bool = False) -> list[Scenario]:
         """The scenarios, with the horizon to train or to evaluate on."""

@@ -16,7 +16,7 @@ import yaml
 from ray import tune
 
 from rayfold.errors import InputError
-from rayfold.training.checkpoints import FOLDER
+from rayfold.training.checkpoints import has_checkpoint
 from rayfold.training.ppo import train
 from rayfold.training.progress import Phase, Progress
 from rayfold.training.report import write_atomically
@@ -81,7 +81,7 @@ def search_training(
     first = {name: getattr(config, name) for name in SPACE}
     fixed = {k: v for k, v in dataclasses.asdict(config).items() if k not in (*SPACE, *_OF_THE_CALL)}
     tried = search(
-        tune.with_resources(trial, tune.PlacementGroupFactory([{"CPU": 1.0}] * config.num_cpus)),
+        tune.with_resources(trial, tune.PlacementGroupFactory(config.ray_bundles)),
         SPACE,
         first,
         metric=METRIC,
@@ -121,7 +121,7 @@ def _is_folder(name: str) -> bool:
 def _trial(settings: dict[str, Any], *, config: TrainConfig) -> dict[str, Any]:
     # Not the trial's own folder, which Ray removes with its session.
     run_dir = config.run_dir / RUNS / str(tune.get_context().get_trial_id())
-    goes_on = any((run_dir / FOLDER).glob("[0-9]*"))
+    goes_on = has_checkpoint(run_dir)
     if not goes_on:
         shutil.rmtree(run_dir, ignore_errors=True)
     config = dataclasses.replace(config, **settings, run_dir=run_dir, resume=goes_on, trackers=())

@@ -181,7 +181,7 @@ def _search(config: "TrainConfig", num_samples: int, jobs: int, bundle: Path | N
     from rayfold.training.ray_session import ray_session
     from rayfold.training.train_search import search_training, write_recipe
 
-    with ray_session(max(2, jobs * config.num_cpus)), Progress(console=console, transient=True) as progress:
+    with ray_session(max(2, jobs * len(config.ray_bundles))), Progress(console=console, transient=True) as progress:
         task = progress.add_task("runs", total=num_samples)
         found = search_training(config, num_samples, jobs=jobs, on_trial=lambda: progress.advance(task))
     recipe = config.run_dir / "best.yaml"

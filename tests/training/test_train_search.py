@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.rllib.algorithms.ppo import PPO, PPOConfig
 
 from rayfold.errors import InputError
 from rayfold.policies.bundle import load_bundle
@@ -33,6 +34,25 @@ def small(run_dir: Path, **changes: Any) -> TrainConfig:
         "evaluation_episodes": 1,
     }
     return TrainConfig(**(settings | changes))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"num_env_runners": runners, "num_learners": learners, "num_gpus_per_learner": gpus}
+        for runners in (0, 2)
+        for learners in (0, 2)
+        for gpus in (0.0, 0.5, 1.0)
+    ],
+    ids=str,
+)
+def test_a_trial_reserves_what_rllib_asks_for(tmp_path: Path, flags: dict[str, Any]) -> None:
+    """RLlib's own sum, for a run with these flags."""
+    settings: Any = PPOConfig()  # type: ignore[no-untyped-call]
+    settings = settings.environment("CartPole-v1").env_runners(num_env_runners=flags["num_env_runners"])
+    settings = settings.learners(**{name: value for name, value in flags.items() if name != "num_env_runners"})
+    theirs: Any = PPO.default_resource_request(settings)
+    assert theirs.bundles == small(tmp_path, **flags).ray_bundles
 
 
 @pytest.mark.cluster
