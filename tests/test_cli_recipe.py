@@ -75,6 +75,13 @@ def test_a_switch_is_given_by_its_name(tmp_path: Path) -> None:
     assert ran[1][1] == "--run-dir"
 
 
+def leave_checkpoint(run_dir: Path) -> None:
+    """What an interrupted training leaves behind, as far as a recipe looks at it."""
+    folder = run_dir / "checkpoints" / "000000000512"
+    folder.mkdir(parents=True)
+    (folder / "position.json").write_text("{}")
+
+
 def test_stages_go_on_where_they_stopped(tmp_path: Path) -> None:
     """What is done is not done again; a training with a checkpoint is resumed; the first failure ends it."""
     ran: list[list[str]] = []
@@ -85,7 +92,7 @@ def test_stages_go_on_where_they_stopped(tmp_path: Path) -> None:
         return codes[len(ran) - 1]
 
     recipe = {"train-leader": [{"episodes": 5}], "train": [{"seed": 1}]}
-    (tmp_path / "r" / "train" / "checkpoints" / "000000000512").mkdir(parents=True)
+    leave_checkpoint(tmp_path / "r" / "train")
     results = [run_recipe(recipe, tmp_path / "r", tmp_path / "b", ["--synthetic"], invoke) for _ in range(4)]
     assert results == [130, 3, 0, 0]
     assert [call[0] for call in ran] == ["train", "train", "train-leader", "train-leader"]
@@ -107,7 +114,7 @@ def test_each_lesson_goes_on_from_the_one_before(tmp_path: Path) -> None:
     def invoke(arguments: list[str]) -> int:
         ran.append(arguments)
         if code := codes[len(ran) - 1]:
-            (tmp_path / "r" / "train-2" / "checkpoints" / "000000000512").mkdir(parents=True)
+            leave_checkpoint(tmp_path / "r" / "train-2")
         return code
 
     recipe = {"train": [{"seed": 1}, {"seed": 2}]}
