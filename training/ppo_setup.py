@@ -80,6 +80,7 @@ def build_ppo(
             num_envs_per_env_runner=config.num_envs,
             gym_env_vectorize_mode=gym.VectorizeMode.VECTOR_ENTRY_POINT,
             env_runner_cls=env_runner_cls,
+            sample_timeout_s=None,  # RLlib throws away what took longer than a minute, as large clusters do
         )
         .learners(
             num_learners=config.num_learners,
