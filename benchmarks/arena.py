@@ -42,7 +42,9 @@ SCENARIOS = (
     "busy_100",
     "thousand_nodes",
 )
-SEEDS, SEEDS_ELSEWHERE, FEW_SEEDS = 8, 4, {"busy_100": 2, "thousand_nodes": 2}
+SEEDS, SEEDS_ELSEWHERE = 8, 4  # as the scenario is, and at other prices
+# Generated traffic gives independent episodes, and those of small clusters are quick; those of large ones are not.
+OTHER_SEEDS = {"tight": 32, "fractional": 32, "spot": 32, "busy_100": 2, "thousand_nodes": 2}
 SHORT_HOURS = {"thousand_nodes": (1.0, 0.25)}  # whole and quick, where decisions cost the most
 LEFT_OUT = {"thousand_nodes": {FreeRepacking.name}}  # packs 4000 replicas anew at every step: hours
 QUICK_SEEDS, QUICK_HOURS = 2, 3.0
@@ -66,7 +68,7 @@ def evaluate(scenario: str, prices: float, args: argparse.Namespace) -> dict[str
     name = name_at_prices(scenario, prices)
     out = args.out / f"{name}.json"
     many = SEEDS if prices == 1.0 else SEEDS_ELSEWHERE
-    seeds = args.seeds or (QUICK_SEEDS if args.quick else FEW_SEEDS.get(scenario, many))
+    seeds = args.seeds or (QUICK_SEEDS if args.quick else OTHER_SEEDS.get(scenario, many))
     policies = ",".join(policies_of(scenario, prices, args))
     command = [sys.executable, "-m", "rayfold", "evaluate", "--scenario", scenario, "--prices", str(prices)]
     command += ["--policies", policies, "--seeds", str(seeds), "--jobs", str(args.jobs)]
@@ -197,8 +199,8 @@ def main() -> None:
     parser.add_argument("--policies", default=",".join([*HEURISTICS, FreeRepacking.name, LEARNED, NETWORK]))
     parser.add_argument("--prices", default="1", help="comma-separated; 4 = moves and unserved demand cost four times")
     parser.add_argument("--defaults", action="store_true", help="heuristics with their default settings too")
-    elsewhere = f"at other prices {SEEDS_ELSEWHERE}, of large scenarios {min(FEW_SEEDS.values())}"
-    parser.add_argument("--seeds", type=int, help=f"default {SEEDS}, {elsewhere}")
+    others = ", ".join(f"of {name} {seeds}" for name, seeds in OTHER_SEEDS.items())
+    parser.add_argument("--seeds", type=int, help=f"default {SEEDS}, at other prices {SEEDS_ELSEWHERE}, {others}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "arena")
     args = parser.parse_args()
