@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.connectors.learner import GeneralAdvantageEstimation
 from ray.rllib.core.columns import Columns
 
@@ -124,8 +125,18 @@ def test_loaded_weights_reach_learner_and_runner(tmp_path: Path) -> None:
 
 
 @pytest.mark.cluster
-def test_a_remote_env_runner_trains(tmp_path: Path) -> None:
-    """With an env runner in a process of its own, and multi-scenario padding, a run goes through."""
+def test_a_remote_env_runner_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an env runner in a process of its own, and multi-scenario padding, a run goes through.
+
+    RLlib's own minute for each sample, here a millisecond, does not end it.
+    """
+    init: Any = AlgorithmConfig.__init__
+
+    def hurried(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.sample_timeout_s = 0.001
+
+    monkeypatch.setattr(AlgorithmConfig, "__init__", hurried)
     scenarios = ("smoke", "two_node")
     result = train(small(tmp_path, num_env_runners=1, warm_start="", scenarios=scenarios, evaluation_episodes=0))
     assert result.position.steps >= 600
