@@ -75,7 +75,7 @@ def run_recipe(
         if stage != STAGES[0]:
             where += ["--out", str(bundle)]
         elif has_checkpoint(folder):
-            where.append("--resume")  # for as long again: the stop rule is of one call
+            where.append("--resume")  # steps count on, minutes anew
         elif k:
             where += ["--warm-start", str(bundle)]
         code = invoke([stage, *options, *where, *common])
