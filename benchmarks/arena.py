@@ -44,7 +44,7 @@ SCENARIOS = (
 )
 SEEDS, SEEDS_ELSEWHERE = 8, 4  # as the scenario is, and at other prices
 # Generated traffic gives independent episodes, and those of small clusters are quick; those of large ones are not.
-OTHER_SEEDS = {"tight": 32, "fractional": 32, "spot": 32, "busy_100": 2, "thousand_nodes": 2}
+OTHER_SEEDS = {"tight": 64, "fractional": 64, "spot": 64, "busy_100": 2, "thousand_nodes": 2}
 SHORT_HOURS = {"thousand_nodes": (1.0, 0.25)}  # whole and quick, where decisions cost the most
 LEFT_OUT = {"thousand_nodes": {FreeRepacking.name}}  # packs 4000 replicas anew at every step: hours
 QUICK_SEEDS, QUICK_HOURS = 2, 3.0
