@@ -73,6 +73,17 @@ def test_tuned_settings_are_used_and_told(tmp_path: Path) -> None:
         assert len(list((tmp_path / "f.json.units").iterdir())) == num_units
 
 
+@pytest.mark.parametrize(("prices", "quiet_s"), [("1", 73.75), ("4", 1313.0)])
+def test_what_was_not_tuned_for_a_price_has_the_settings_of_the_scenarios_own(
+    tmp_path: Path, prices: str, quiet_s: float
+) -> None:
+    """The planner ships tuned for both prices of ``slow_start``, ``patient`` for its own alone."""
+    run("evaluate", "--scenario", "slow_start", "--synthetic", "--horizon-h", "0.1", "--seeds", "1",
+        "--policies", "exact,patient", "--prices", prices, "--json", str(tmp_path / "f.json"))  # fmt: skip
+    told = json.loads((tmp_path / "f.json").read_text())["tuned"]
+    assert (told["exact"]["quiet_s"], told["patient"]["wait_s"]) == (quiet_s, 1108.0)
+
+
 def test_prices_change_what_is_asked_for_and_nothing_else(tmp_path: Path) -> None:
     """A rule that looks at no price does the same for four times the money, in a scenario of another name."""
     arguments = (*SMOKE, "--policies", "none,best_fit", "--json", str(tmp_path / "f.json"))
