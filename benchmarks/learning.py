@@ -38,14 +38,13 @@ from rayfold.policies.parallel_rollout import ParallelRollout, RolloutSettings
 from rayfold.policies.portfolio import MEMBERS, make_member
 from rayfold.policies.protocol import Policy
 from rayfold.policies.rollout import Rearranger
-from rayfold.policies.tuned import tuned_settings
 from rayfold.training.bootstrap import mean_of, relative
 from rayfold.training.episode_result import run_episode
-from rayfold.training.policy_choice import PolicyChoice
+from rayfold.training.policy_choice import PolicyChoice, tuned_for
 from rayfold.training.provenance import git_commit
 from rayfold.training.report import write_json
 from rayfold.training.workers import Workers, run_all
-from rayfold.training.worlds import at_prices, name_and_prices, scaled
+from rayfold.training.worlds import at_prices, scaled
 
 AZFUNC = str(Path(__file__).parent / "azfunc.yaml")
 SCENARIOS = f"{AZFUNC},llm_api,llm_api_pack_groups,slow_start,low_scale,tight,fractional,spot"
@@ -101,8 +100,7 @@ class Handicapped:
 def policies(scenario: Scenario, bundle: Path) -> dict[str, Callable[[], Policy | Rearranger]]:
     """How each variant is made."""
     found, limits = load_bundle(bundle), scenario.limits
-    at_home = tuned_settings(name_and_prices(scenario.name)[0])  # where it was not tuned for the price
-    tuned = ExactSettings(**(tuned_settings(scenario.name) or at_home).get(Exact.name, {}))
+    tuned = ExactSettings(**tuned_for(scenario.name).get(Exact.name, {}))
     named = {
         name: partial(policy_maker(name, bundle=found), limits)
         for name in dict.fromkeys([DEFAULT, LEARNED, NETWORK, *_members(found)])

@@ -19,8 +19,26 @@ from rayfold.policies.free_repacking import FreeRepacking
 from rayfold.policies.protocol import Policy
 from rayfold.policies.rollout import Rearranger
 from rayfold.policies.settings import parse_settings
+from rayfold.policies.tuned import SHIPPED, tuned_settings
+from rayfold.training.worlds import name_and_prices
 
-__all__ = ["PolicyChoice"]
+__all__ = ["PolicyChoice", "tuned_for"]
+
+
+def tuned_for(scenario_name: str, source: str = SHIPPED) -> dict[str, dict[str, Any]]:
+    """``tuned_settings``; what ships tuned for a scenario but not for the price has the settings of its own price.
+
+    Nothing is to be compared with defaults unasked.
+
+    Args:
+        scenario_name: At any price, see ``worlds.name_at_prices``.
+        source: As of ``tuned_settings``.
+
+    Raises:
+        InputError: As ``tuned_settings`` does.
+    """
+    found, (own, _) = tuned_settings(scenario_name, source), name_and_prices(scenario_name)
+    return found if source != SHIPPED or own == scenario_name else tuned_settings(own) | found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

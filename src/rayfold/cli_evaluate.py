@@ -130,17 +130,10 @@ class _Task:
 def _choices(
     wanted: tuple[str, ...], bundle: Path | None, tuned: str, scenario: "Scenario"
 ) -> "tuple[PolicyChoice, ...]":
-    """Every policy is made once, so that a mistake shows before any work.
+    """Every policy is made once, so that a mistake shows before any work."""
+    from rayfold.training.policy_choice import PolicyChoice, tuned_for
 
-    A heuristic that ships tuned for the scenario but not for the price has the settings of the scenario's own price:
-    nothing is to be compared with defaults unasked.
-    """
-    from rayfold.policies.tuned import SHIPPED, tuned_settings
-    from rayfold.training.policy_choice import PolicyChoice
-    from rayfold.training.worlds import name_and_prices
-
-    at_home = tuned_settings(name_and_prices(scenario.name)[0]) if tuned == SHIPPED else {}
-    found = at_home | tuned_settings(scenario.name, tuned)
+    found = tuned_for(scenario.name, tuned)
     choices = tuple(PolicyChoice(name=name, bundle=bundle, tuned=found) for name in dict.fromkeys(wanted))
     for choice in choices:
         choice.make(scenario)
