@@ -6,8 +6,9 @@ the same without doubt, each policy that it may choose, and, for the first ``--s
 the twin, which cost minutes per episode: the network with the best of 1, 4 and 8 of its plans and the planner's, and
 parallel rollout (``--searches`` takes some of them). Free repacking stands beside them. Then the leader, ``exact`` and
 free repacking again with disruption and unserved demand at a quarter of their price and at four times it (``exact`` is
-tuned for it where such settings ship), and with start-ups three times as long; and leader and network where they see
-the state of the tick before, or no traffic (``--world-seeds`` of each). ``azfunc.yaml`` is traffic of another kind.
+tuned for it where such settings ship), and with start-ups three times as long; and leader, network and ``exact`` where
+they see the state of the tick before, or no traffic (``--world-seeds`` of each). ``azfunc.yaml`` is traffic of another
+kind.
 Ctrl-C ends it, and what is done is told. Scenarios of traces need them in ``$RAYFOLD_TRACES`` or ``./traces``.
 """
 
@@ -58,6 +59,7 @@ WORLDS: dict[str, Callable[[Scenario], Scenario]] = {
 BEST_OF = tuple(f"best_of_plans(num_plans={k})" for k in (1, 4, 8))
 ROLLOUT = "rollout of 4"  # futures, of all policies of the portfolio
 STALE, BLIND = "a tick late", "no traffic seen"
+HANDICAPPED = (LEARNED, NETWORK, REFERENCE)
 SHOWN = ("moves", "undone_moves", "unserved_request_s", "decision_ms_p99")
 
 
@@ -101,22 +103,17 @@ def policies(scenario: Scenario, bundle: Path) -> dict[str, Callable[[], Policy 
     """How each variant is made."""
     found, limits = load_bundle(bundle), scenario.limits
     tuned = ExactSettings(**tuned_for(scenario.name).get(Exact.name, {}))
-    named = {
-        name: partial(policy_maker(name, bundle=found), limits)
-        for name in dict.fromkeys([DEFAULT, LEARNED, NETWORK, *_members(found)])
-    }
-    made: dict[str, Callable[[], Policy | Rearranger]] = {
-        REFERENCE: partial(Exact, limits, tuned),
-        FreeRepacking.name: FreeRepacking,
-        **named,
-    }
+    planning: dict[str, Callable[[], Policy]] = {REFERENCE: partial(Exact, limits, tuned)}
+    for name in (DEFAULT, LEARNED, NETWORK, *_members(found)):
+        planning[name] = partial(policy_maker(name, bundle=found), limits)
+    made: dict[str, Callable[[], Policy | Rearranger]] = {FreeRepacking.name: FreeRepacking, **planning}
     if found.leader is not None:
         bold = dataclasses.replace(found.leader, leader=Leader(found.leader.leader.experience, doubt=0.0))
         without_doubt = dataclasses.replace(found, leader=bold)
         made[NO_DOUBT] = partial(policy_maker(LEARNED, bundle=without_doubt), limits)
-    for name in (LEARNED, NETWORK):
-        made[f"{name}, {STALE}"] = partial(_handicapped, named[name], is_stale=True)
-        made[f"{name}, {BLIND}"] = partial(_handicapped, named[name], is_blind=True)
+    for name in HANDICAPPED:
+        made[f"{name}, {STALE}"] = partial(_handicapped, planning[name], is_stale=True)
+        made[f"{name}, {BLIND}"] = partial(_handicapped, planning[name], is_blind=True)
     made[ROLLOUT] = partial(_rollout, scenario, found)
     made.update({name: partial(_best_of, name, scenario, bundle) for name in BEST_OF})
     return made
@@ -154,7 +151,7 @@ def units_of(args: argparse.Namespace) -> list[Unit]:
     """Everything that is to be run."""
     members = _members(load_bundle(args.bundle))
     alone = list(dict.fromkeys([REFERENCE, DEFAULT, LEARNED, NO_DOUBT, NETWORK, *members, FreeRepacking.name]))
-    handicapped = [f"{name}, {how}" for name in (LEARNED, NETWORK) for how in (STALE, BLIND)]
+    handicapped = [f"{name}, {how}" for name in HANDICAPPED for how in (STALE, BLIND)]
     in_other_worlds = (REFERENCE, DEFAULT, LEARNED, FreeRepacking.name)
     units = []
     for scenario in args.scenarios.split(","):
