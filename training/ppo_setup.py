@@ -72,6 +72,7 @@ def build_ppo(
         "wait_intervals": config.wait_intervals,
         "group_size": config.group_size,
     }
+    steps_per_learner = config.batch_steps // max(1, config.num_learners)
     settings: Any = PPOConfig(algo_class=CompactionPPO)  # type: ignore[no-untyped-call]
     settings = (
         settings.environment(ENV_NAME, env_config=env_config, disable_env_checking=True)
@@ -90,8 +91,8 @@ def build_ppo(
         )
         .rl_module(rl_module_spec=RLModuleSpec(module_class=CompactionRLModule, model_config=network))
         .training(
-            train_batch_size_per_learner=config.batch_steps // max(1, config.num_learners),
-            minibatch_size=min(config.minibatch, config.batch_steps),
+            train_batch_size_per_learner=steps_per_learner,
+            minibatch_size=min(config.minibatch, steps_per_learner),
             num_epochs=config.epochs,
             lr=config.lr,
             gamma=config.gamma**config.wait_intervals,

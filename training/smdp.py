@@ -94,7 +94,7 @@ class SemiMDPAdvantage(ConnectorV2):
         Where the batch tells whose traffic each step met, the advantages are those without its part.
         """
         for module_id, columns in batch.items():
-            predicted = rl_module[module_id].compute_values(columns)
+            predicted = rl_module[module_id].unwrapped().compute_values(columns)  # of several learners it is wrapped
             values = _floats(predicted)
             is_step = _floats(columns[Columns.LOSS_MASK]) > 0
             elapsed = _floats(columns[Columns.OBS])[:, DT_INDEX]
