@@ -1,7 +1,6 @@
 """Puts the decider into a running Serve cluster and follows what it decides: the ``serve`` verb."""
 
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import httpx
 import ray
 
 import rayfold
+from rayfold import ray_address
 from rayfold.envs.safety import Limits
 from rayfold.errors import ClusterError, InputError
 from rayfold.policies.by_name import policy_maker
@@ -36,37 +36,20 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 NUM_CANDIDATES = 8  # that a learned policy lists, for the journal
-_CONNECT_TIMEOUT_S = 12.0
 _READY_TIMEOUT_S = 120.0
 _DETAILS_TIMEOUT_S = 30.0
 
 
 def connect(address: str) -> None:
-    """Connects this process to a Ray cluster.
+    """Connects this process to a Ray cluster, of which the address is needed later too.
 
     Raises:
-        InputError: No Ray answers at the address within about 12 s, or this process may not connect.
+        InputError: Not ``HOST:PORT``, or as ``ray_address.connect``.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise InputError("--address", "HOST:PORT of a Ray cluster", address)
-    # Ray's own patience is set by an environment variable that it reads once; asking first keeps to ours.
-    if not ray.is_initialized():
-        if not _answers(address):
-            raise InputError("--address", "a running Ray cluster", f"no answer at {address}")
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-        except (ConnectionError, RuntimeError, ValueError) as err:
-            raise InputError("--address", "a Ray cluster that lets this process in", _one_line(err)) from err
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S / 2).close()
-    except OSError:
-        return False
-    return True
+    ray_address.connect(address)
 
 
 def _one_line(err: BaseException) -> str:
@@ -74,7 +57,7 @@ def _one_line(err: BaseException) -> str:
 
 
 def _http_url(controller: Any) -> str:
-    options = ray.get(controller.get_http_config.remote(), timeout=_CONNECT_TIMEOUT_S)
+    options = ray.get(controller.get_http_config.remote(), timeout=ray_address.CONNECT_TIMEOUT_S)
     host = "127.0.0.1" if options.host in ("0.0.0.0", "", "::") else options.host
     return f"http://{host}:{options.port}"
 

@@ -13,8 +13,8 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "rayfold"
 ROOMS = {
     "envs": set[str](),
     "policies": {"envs"},
-    "training": {"envs", "policies"},
-    "serving": {"envs", "policies"},
+    "training": {"envs", "policies", "ray_address"},
+    "serving": {"envs", "policies", "ray_address"},
 }
 # The only modules that may import ``training`` and ``serving``.
 ENTRY_POINTS = {
@@ -44,7 +44,7 @@ LIBRARIES = {
         "yaml",
     },
     "serving": {"fastapi", "httpx", "numpy", "psutil", "pydantic", "ray", "starlette", "torch"},
-    "": {"numpy", "rich", "typer"},  # the modules of the package itself
+    "": {"numpy", "ray", "rich", "typer"},  # the modules of the package itself
 }
 # Beyond DESIGN §3: pictures are drawn in these files, which must not load the library before they draw.
 LAZY = {"envs/render.py": {"matplotlib"}, "envs/trace_plot.py": {"matplotlib"}}

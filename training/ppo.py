@@ -100,10 +100,10 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
     save_train_config(config)
     torch.set_num_threads(1)  # two threads on a shared machine stall in each other's way (RLLIB_NOTES Q6)
     num_cpus = max(2, len(config.ray_bundles))
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("run_dir", "traces_dir")}
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("run_dir", "traces_dir", "address")}
     with (
         tracked(config.trackers, config.tracker_project, config.run_dir, settings) as logs,
-        ray_session(num_cpus),
+        ray_session(num_cpus, config.address),
         _stop_on_interrupt() as stop,
         _Journal(config, on_progress, logs) as journal,
     ):

@@ -1,4 +1,4 @@
-"""A private Ray on this machine for the time of a training run. It never touches another cluster."""
+"""The Ray that a training run or an evaluation uses: a private one on this machine, or a cluster that runs already."""
 
 import contextlib
 import logging
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import ray
 
+from rayfold.ray_address import connect
+
 __all__ = ["ray_session"]
 
 log = logging.getLogger(__name__)
@@ -17,16 +19,27 @@ _QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DEDUP_LOGS": "1"}  # t
 
 
 @contextlib.contextmanager
-def ray_session(num_cpus: int) -> Iterator[None]:
-    """Starts Ray with a temporary folder of its own, and stops it.
+def ray_session(num_cpus: int, address: str = "") -> Iterator[None]:
+    """Starts Ray with a temporary folder of its own, and stops it; or joins a cluster and leaves it running.
 
     Where this process is connected to a Ray already, that one is used and left running.
 
     Args:
-        num_cpus: Logical CPUs.
+        num_cpus: Logical CPUs of a Ray of this process's own.
+        address: Of the cluster to join instead, see ``ray_address.connect``; rayfold must be installed there.
+
+    Raises:
+        InputError: There is no cluster at the address.
     """
     if ray.is_initialized():
         yield
+        return
+    if address:
+        connect(address)
+        try:
+            yield
+        finally:
+            ray.shutdown()
         return
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)

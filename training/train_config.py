@@ -22,6 +22,7 @@ _OF_THIS_RUN = (
     "stop_minutes",
     "stop_steps",
     "resume",
+    "address",
     "num_env_runners",
     "num_learners",
     "num_gpus_per_learner",
@@ -71,6 +72,7 @@ class TrainConfig:
     evaluation_episodes: int = 4  # for the choice of the weights that go into the bundle
     # Longest one of these: short ones tell how scattered replicas are gathered, not how well they are kept together.
     evaluation_horizon_s: float = 43_200.0
+    address: str = ""  # of a running Ray cluster to train on; empty = a Ray of this process's own
     num_env_runners: int = 0  # 0 = sample in this process; also how many Ray tasks demonstrate and evaluate
     num_learners: int = 0  # 0 = learn in this process
     num_gpus_per_learner: float = 0.0
@@ -113,6 +115,8 @@ class TrainConfig:
         for flag, value in (("--stop-minutes", self.stop_minutes), ("--stop-steps", self.stop_steps)):
             if value is not None and not value > 0:
                 raise InputError(flag, "a positive number", value)
+        if self.address.startswith("ray://"):
+            raise InputError("--address", "HOST:PORT or auto: a cluster that this machine is a node of", self.address)
         if not self.scenarios:
             raise InputError("--scenario", "at least one scenario", "none")
         for flag, count, least in (

@@ -1,12 +1,11 @@
 """Units of work, here or as Ray tasks: whatever order they end in, they are given back as they do."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from rayfold.errors import InputError
 
-__all__ = ["HERE", "Workers", "run_all"]
+__all__ = ["HERE", "Workers", "run_all", "workers_of"]
 
 _Shared = TypeVar("_Shared")
 _Item = TypeVar("_Item")
@@ -21,6 +20,17 @@ class Workers(NamedTuple):
 
 
 HERE = Workers()
+
+
+def workers_of(jobs: int, address: str) -> Workers:
+    """Where episodes are played.
+
+    Raises:
+        InputError: Both are given.
+    """
+    if jobs > 1 and address:
+        raise InputError("--jobs", "no --jobs beside --address: the cluster's CPUs say how many", jobs)
+    return Workers(jobs, address)
 
 
 def run_all(
@@ -45,7 +55,9 @@ def run_all(
         return
     import ray
 
-    with _connected(workers):
+    from rayfold.training.ray_session import ray_session
+
+    with ray_session(workers.jobs, workers.address):
         task: Any = ray.remote(num_cpus=1)(function)
         sent = ray.put(shared)
         waiting, running = list(reversed(items)), dict[Any, _Item]()
@@ -67,24 +79,3 @@ def _num_cpus() -> int:
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
     return max(1, int(resources.get("CPU", 1)))
-
-
-@contextlib.contextmanager
-def _connected(workers: Workers) -> Iterator[None]:
-    """A Ray of this process's own, or the one at the address, which is left running."""
-    import ray
-
-    from rayfold.training.ray_session import ray_session
-
-    if not workers.address:
-        with ray_session(workers.jobs):
-            yield
-        return
-    try:
-        ray.init(workers.address, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as err:
-        raise InputError("--address", "a running Ray cluster", f"{workers.address}: {err}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -22,7 +22,7 @@ from rayfold import (
     cli_trace,
     cli_tune,
 )
-from rayfold.cli_options import SyntheticOption, TracesOption, names, traces_dir
+from rayfold.cli_options import AddressOption, SyntheticOption, TracesOption, names, traces_dir
 from rayfold.errors import InputError, RayfoldError
 from rayfold.process_exit import end_process
 
@@ -93,6 +93,7 @@ def train(
     seed: int = 0,
     traces: TracesOption = None,
     synthetic: SyntheticOption = False,
+    address: AddressOption = "",
     num_env_runners: Annotated[int, typer.Option(help="0 = sample in this process.")] = 0,
     num_learners: Annotated[int, typer.Option(help="0 = learn in this process.")] = 0,
     num_gpus_per_learner: float = 0.0,
@@ -120,6 +121,8 @@ def train(
 
     if tune and resume:
         raise InputError("--tune", "no --resume: the same command goes on", "--resume")
+    if tune and address:
+        raise InputError("--tune", "no --address: its runs share a folder of this machine", address)
     if stop_minutes is None and stop_steps is None:
         stop_minutes = 3.0
     config = TrainConfig(
@@ -146,6 +149,7 @@ def train(
         seed=seed,
         traces_dir=traces_dir(traces),
         synthetic=synthetic,
+        address=address,
         num_env_runners=num_env_runners,
         num_learners=num_learners,
         num_gpus_per_learner=num_gpus_per_learner,

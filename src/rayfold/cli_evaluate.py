@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rayfold.cli_options import PricesOption, SyntheticOption, TracesOption, names, traces_dir
+from rayfold.cli_options import AddressOption, PricesOption, SyntheticOption, TracesOption, names, traces_dir
 from rayfold.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def evaluate(
     sweep: Annotated[int, typer.Option(min=0, max=200, help="Settings to try per heuristic, for the curve.")] = 0,
     audit: Annotated[bool, typer.Option("--audit", help="Check that no policy knows the future.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, as Ray tasks; 1 = this one, without Ray.")] = 1,
-    address: Annotated[str, typer.Option(help="Ray cluster to run on: auto, HOST:PORT or ray://HOST:PORT.")] = "",
+    address: AddressOption = "",
     json: Annotated[
         Path | None, typer.Option(help="Write every metric here, a PNG beside it; finished episodes go to F.units.")
     ] = None,
@@ -68,13 +68,12 @@ def evaluate(
     from rayfold.training.days import on_days
     from rayfold.training.policy_choice import PolicyChoice
     from rayfold.training.unit_store import UnitStore
-    from rayfold.training.workers import Workers
+    from rayfold.training.workers import workers_of
     from rayfold.training.worlds import at_prices
 
     if split not in list(Split):
         raise InputError("--split", " or ".join(Split), split)
-    if jobs > 1 and address:
-        raise InputError("--jobs", "no --jobs beside --address: the cluster's CPUs say how many", jobs)
+    workers = workers_of(jobs, address)
     check_horizon(horizon_h)
     check_prices(prices)
     wanted = names(policies)
@@ -105,7 +104,7 @@ def evaluate(
             seeds=range(first_seed, first_seed + seeds),
             sweep=sweep,
             audit=audit,
-            workers=Workers(jobs, address),
+            workers=workers,
             store=UnitStore(json.with_name(f"{json.name}.units") if json is not None else None),
         )
         part = loaded.name if len(prepared) > 1 else ""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rayfold.cli_options import SyntheticOption, TracesOption, names, traces_dir
+from rayfold.cli_options import AddressOption, SyntheticOption, TracesOption, names, traces_dir
 from rayfold.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def train_leader(
     bundle: Annotated[Path | None, typer.Option(help="Gives the network; default: the shipped one.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the folds; episodes have the seeds from 0 on.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, as Ray tasks; 1 = this one, without Ray.")] = 1,
+    address: AddressOption = "",
     run_dir: Annotated[Path, typer.Option(help="What is done; the same command goes on where it stopped.")] = Path(
         "runs/leader"
     ),
@@ -43,8 +44,9 @@ def train_leader(
     from rayfold.policies.bundle import load_bundle, save_bundle
     from rayfold.policies.by_name import shipped_bundle
     from rayfold.training.leader_training import CANDIDATES, Lesson, price_lessons, train_leader
-    from rayfold.training.workers import Workers
+    from rayfold.training.workers import workers_of
 
+    workers = workers_of(jobs, address)
     chosen = names(scenario)
     counts = [round(count) for count in _one_each("--episodes", episodes, len(chosen))]
     at_prices = [round(count) for count in _one_each("--price-episodes", price_episodes, len(chosen), least=0.0)]
@@ -64,7 +66,7 @@ def train_leader(
             base,
             run_dir,
             seed=seed,
-            workers=Workers(jobs=jobs),
+            workers=workers,
             on_unit=lambda name, seed: progress.advance(task),
         )
     save_bundle(out, base.net, base.card, trained)

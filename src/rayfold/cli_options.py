@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["PricesOption", "SyntheticOption", "TracesOption", "names", "traces_dir"]
+__all__ = ["AddressOption", "PricesOption", "SyntheticOption", "TracesOption", "names", "traces_dir"]
 
 TracesOption = Annotated[
     Path | None, typer.Option("--traces", help="Folder with the trace files; default $RAYFOLD_TRACES or ./traces.")
+]
+AddressOption = Annotated[
+    str, typer.Option("--address", help="Ray cluster to run on: auto, HOST:PORT or ray://HOST:PORT.")
 ]
 PricesOption = Annotated[
     float, typer.Option(help="Times as much disruption and unserved demand cost; F other than 1 is NAME_prices_xF.")
