@@ -42,6 +42,8 @@ class TrainingCard:
     seed: int
     steps: int  # environment steps, the warm start's excluded
     minutes: float  # wall time, the warm start's included
+    traffic: dict[str, str] = field(default_factory=dict)  # scenario -> trace files and days, or "generated"
+    command: str = ""  # that made it; paths without their folders
     warm_start: str = ""  # name of the imitated policy, or the bundle gone on from and its origin; empty = none
     created_utc: str = ""  # ISO 8601
     git_commit: str = ""  # empty = not a git checkout

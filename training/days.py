@@ -7,7 +7,7 @@ from rayfold.envs.scenario import Scenario, Split
 from rayfold.envs.traffic_source import BinRange, TraceSource
 from rayfold.errors import InputError
 
-__all__ = ["on_days"]
+__all__ = ["days_of", "on_days"]
 
 _DAY_S = 86400.0
 
@@ -37,6 +37,15 @@ def on_days(scenario: Scenario, days: str, where: str = "--days") -> tuple[Scena
     if scenario.horizon_s > (last + 1 - first) * _DAY_S:
         raise InputError(where, f"days that hold an episode of {scenario.horizon_s / 3600:g} h", days)
     return narrowed, Split.VALIDATION
+
+
+def days_of(scenario: Scenario, split: Split) -> str:
+    """Where the traffic of a split is from, for a card: trace files and days, or ``generated``."""
+    source = scenario.source
+    if not isinstance(source, TraceSource):
+        return source.name
+    first, end = (bins * source.bin_s / _DAY_S for bins in source.splits[split])
+    return f"{source.name}, days {first:g} to {end - 1:g}"
 
 
 def _first_and_last(days: str, where: str) -> tuple[int, int]:

@@ -30,7 +30,7 @@ from rayfold.policies.rollout import roll_out
 from rayfold.policies.weights import packed
 from rayfold.policies.world_features import WORLD_FEATURES, world_features
 from rayfold.training.episode_result import begin_episode
-from rayfold.training.provenance import command_line, git_commit
+from rayfold.training.provenance import git_commit, portable_command
 from rayfold.training.report import write_atomically
 from rayfold.training.unit_store import code_digest, scenario_digest
 from rayfold.training.workers import HERE, Workers, run_all
@@ -132,7 +132,7 @@ def train_leader(
         episodes=len(played.bills),
         seed=seed,
         reference=reference,
-        command=command_line(),
+        command=portable_command(),
         created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         git_commit=git_commit(),
         metrics=_metrics(played, played.names.index(reference), np.random.default_rng(seed)),

@@ -32,11 +32,12 @@ from rayfold.policies.learned import LearnedPolicy
 from rayfold.policies.network import CompactionNet
 from rayfold.training.averaging import WeightAverage
 from rayfold.training.checkpoints import RunPosition, newest_checkpoint, restore_newest, save_checkpoint
+from rayfold.training.days import days_of
 from rayfold.training.evaluation import run_episode
 from rayfold.training.imitation import Demonstrations, ImitationConfig, demonstrate, imitate
 from rayfold.training.ppo_setup import build_ppo, load_net, policy_net
 from rayfold.training.progress import Phase, Progress
-from rayfold.training.provenance import git_commit, package_versions
+from rayfold.training.provenance import git_commit, package_versions, portable_command
 from rayfold.training.ray_session import ray_session
 from rayfold.training.smdp import INPUT_EXPLAINED
 from rayfold.training.trackers import Log, tracked
@@ -339,6 +340,8 @@ class _Run:
             steps=self.position.steps,
             minutes=self.position.minutes,
             warm_start=self.config.origin or self.config.warm_start,
+            traffic={s.name: days_of(s, Split.TRAIN) for s in self.scenarios},
+            command=portable_command(),
             created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             git_commit=self.git_commit,
             versions=package_versions(),

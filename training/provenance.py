@@ -1,13 +1,14 @@
 """Where a result comes from: command, package versions, and the commit of the source tree."""
 
 import importlib.metadata
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["PACKAGES", "command_line", "git_commit", "package_versions"]
+__all__ = ["PACKAGES", "command_line", "git_commit", "package_versions", "portable_command"]
 
 PACKAGES = ("rayfold", "ray", "torch", "numpy", "gymnasium")
 
@@ -26,6 +27,11 @@ def command_line(argv: Sequence[str] | None = None) -> str:
     program, *arguments = sys.argv if argv is None else argv
     name = "rayfold" if Path(program).name in ("rayfold", "__main__.py") else Path(program).name
     return shlex.join([name, *arguments])
+
+
+def portable_command(argv: Sequence[str] | None = None) -> str:
+    """``command_line`` with the last names of paths only: what goes to others says nothing of this machine."""
+    return re.sub(r"[^\s=,'\"]*/", "", command_line(argv))
 
 
 def git_commit(source: Path = Path(__file__)) -> str:
