@@ -28,6 +28,7 @@ from rayfold.training.env_runner import BatchedEnvRunner
 from rayfold.training.ppo import train
 from rayfold.training.ppo_setup import build_ppo, load_net, policy_net
 from rayfold.training.progress import Phase, Progress
+from rayfold.training.provenance import portable_command
 from rayfold.training.ray_session import ray_session
 from rayfold.training.smdp import SemiMDPAdvantage
 from rayfold.training.train_config import CONFIG_FILE, TrainConfig, load_train_config, save_train_config
@@ -199,6 +200,8 @@ def test_run_then_resume(tmp_path: Path) -> None:
     assert set(first.evaluation_excess_frac) >= {"warm_start", "last"}
     card = load_bundle(first.bundle_dir).card
     assert (card.scenarios, card.steps, card.warm_start) == (("smoke",), first.position.steps, "dearest_first")
+    assert card.traffic == {"smoke": "generated"}
+    assert card.command == portable_command()
     assert [phase for phase, _ in itertools.groupby(r.phase for r in readings)] == [
         Phase.DEMONSTRATE,
         Phase.IMITATE,
@@ -224,6 +227,17 @@ def test_run_then_resume(tmp_path: Path) -> None:
     assert second.position.minutes > first.position.minutes
     assert load_bundle(second.bundle_dir).card.steps == second.position.steps
     assert newest_checkpoint(tmp_path) == second.checkpoint
+
+
+@pytest.mark.cluster
+def test_one_seed_makes_one_bundle(tmp_path: Path) -> None:
+    """On one thread, bit for bit, warm start, PPO and choice included; another seed makes another one."""
+    made = {}
+    for name, seed in (("first", 3), ("again", 3), ("other", 4)):
+        result = train(small(tmp_path / name, seed=seed))
+        made[name] = (result.chosen, (result.bundle_dir / "weights.safetensors").read_bytes())
+    assert made["first"] == made["again"]
+    assert made["first"][1] != made["other"][1]
 
 
 @pytest.mark.cluster
