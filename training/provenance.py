@@ -31,7 +31,8 @@ def command_line(argv: Sequence[str] | None = None) -> str:
 
 def portable_command(argv: Sequence[str] | None = None) -> str:
     """``command_line`` with the last names of paths only: what goes to others says nothing of this machine."""
-    return re.sub(r"[^\s=,'\"]*/", "", command_line(argv))
+    program, *arguments = sys.argv if argv is None else argv
+    return command_line([program, *(re.sub("[^=,]*/", "", argument) for argument in arguments)])
 
 
 def git_commit(source: Path = Path(__file__)) -> str:

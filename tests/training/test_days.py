@@ -8,7 +8,7 @@ import pytest
 from rayfold.envs.scenario import Scenario, Split, load_scenario
 from rayfold.envs.traffic_source import BinRange, TraceSource
 from rayfold.errors import InputError
-from rayfold.training.days import on_days
+from rayfold.training.days import days_of, on_days
 
 
 @pytest.fixture
@@ -27,6 +27,13 @@ def test_episodes_come_from_these_days(fortnight: Scenario, text: str, days: set
     rng = np.random.default_rng(0)
     seen = {float(rate) for _ in range(200) for rate in chosen.source.rates(rng, split, 3600.0).rates_rps[:, 0]}
     assert seen == {float(day) for day in days}
+
+
+def test_a_card_tells_the_days(fortnight: Scenario) -> None:
+    """Of a trace; what is generated has none."""
+    assert days_of(fortnight, Split.TRAIN) == "made up, days 0 to 6"
+    assert days_of(fortnight, Split.VALIDATION) == "made up, days 7 to 13"
+    assert days_of(load_scenario("smoke"), Split.TRAIN) == "generated"
 
 
 @pytest.mark.parametrize("text", ["14", "12-14", "9-7", "1,3", "yesterday", "", "-1", "3;4"])

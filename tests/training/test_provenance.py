@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rayfold.training import provenance
-from rayfold.training.provenance import PACKAGES, command_line, git_commit, package_versions
+from rayfold.training.provenance import PACKAGES, command_line, git_commit, package_versions, portable_command
 
 
 @pytest.fixture
@@ -55,6 +55,14 @@ def test_command_line_can_be_typed_again() -> None:
             "rayfold evaluate --scenario 'my file.yaml'"
         )
     assert command_line(["/x/bin/pytest", "-q"]) == "pytest -q"
+
+
+def test_a_portable_command_tells_no_folder() -> None:
+    """Of paths the last name, in lists and behind ``=`` too; settings and numbers stay."""
+    arguments = ["--scenario", "/home/me/a.yaml,b/c.yaml", "--run-dir=/tmp/x/run", "--warm-start", "exact(quiet_s=75)"]
+    assert portable_command(["/x/bin/rayfold", "train", *arguments, "--lr", "0.0001", "--bundle", "/my files/b"]) == (
+        "rayfold train --scenario a.yaml,c.yaml --run-dir=run --warm-start 'exact(quiet_s=75)' --lr 0.0001 --bundle b"
+    )
 
 
 def test_versions() -> None:
