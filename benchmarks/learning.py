@@ -1,14 +1,14 @@
 """What learning is worth, part by part, on validation days, and in worlds it was not trained for.
 
-``python benchmarks/learning.py [--scenarios ...] [--seeds 8] [--search 2] [--jobs 2] [--json F]`` runs, on the same
-episodes, ``exact`` as tuned for the scenario (the reference of all figures) and with its defaults, the bundle's leader,
-the same without doubt, each policy that it may choose, and, for the first ``--search`` seeds, two kinds of search in
-the twin, which cost minutes per episode: the network with the best of 1, 4 and 8 of its plans and the planner's, and
-parallel rollout (``--searches`` takes some of them). Free repacking stands beside them. Then the leader, ``exact`` and
-free repacking again with disruption and unserved demand at a quarter of their price and at four times it (``exact`` is
-tuned for it where such settings ship), and with start-ups three times as long; and leader, network and ``exact`` where
-they see the state of the tick before, or no traffic (``--world-seeds`` of each). ``azfunc.yaml`` is traffic of another
-kind.
+``python benchmarks/learning.py [--scenarios ...] [--parts ...] [--seeds 8] [--search 2] [--jobs 2] [--json F]`` runs,
+on the same episodes, ``exact`` as tuned for the scenario (the reference of all figures) and with its defaults, the
+bundle's leader, the same without doubt, each policy that it may choose, and, for the first ``--search`` seeds, two
+kinds of search in the twin, which cost minutes per episode: the network with the best of 1, 4 and 8 of its plans and
+the planner's, and parallel rollout (``--searches`` takes some of them). Free repacking stands beside them. Then leader,
+network and ``exact`` where they see the state of the tick before, or no traffic; and the leader, ``exact`` and free
+repacking with disruption and unserved demand at a quarter of their price and at four times it (``exact`` is tuned for
+it where such settings ship), and with start-ups three times as long (``--world-seeds`` of each). ``azfunc.yaml`` is
+traffic of another kind.
 Ctrl-C ends it, and what is done is told. Scenarios of traces need them in ``$RAYFOLD_TRACES`` or ``./traces``.
 """
 
@@ -60,6 +60,8 @@ BEST_OF = tuple(f"best_of_plans(num_plans={k})" for k in (1, 4, 8))
 ROLLOUT = "rollout of 4"  # futures, of all policies of the portfolio
 STALE, BLIND = "a tick late", "no traffic seen"
 HANDICAPPED = (LEARNED, NETWORK, REFERENCE)
+AGAINST, AS_HANDICAPPED = "against_tuned_exact", "against_tuned_exact_as_handicapped"
+PARTS = ALONE, HANDICAPS, OTHER_WORLDS = ("alone", "handicaps", "worlds")
 SHOWN = ("moves", "undone_moves", "unserved_request_s", "decision_ms_p99")
 
 
@@ -153,54 +155,71 @@ def units_of(args: argparse.Namespace) -> list[Unit]:
     alone = list(dict.fromkeys([REFERENCE, DEFAULT, LEARNED, NO_DOUBT, NETWORK, *members, FreeRepacking.name]))
     handicapped = [f"{name}, {how}" for name in HANDICAPPED for how in (STALE, BLIND)]
     in_other_worlds = (REFERENCE, DEFAULT, LEARNED, FreeRepacking.name)
-    units = []
+    parts, units = args.parts.split(","), list[Unit]()
     for scenario in args.scenarios.split(","):
         for seed in range(args.seeds):
-            units += [Unit(scenario, "as it is", variant, seed) for variant in alone]
+            units += [
+                Unit(scenario, "as it is", variant, seed) for variant in (alone if ALONE in parts else [REFERENCE])
+            ]
             if seed < args.search:
                 units += [Unit(scenario, "as it is", variant, seed) for variant in args.searches.split(",")]
-            if seed < args.world_seeds:
+            if seed < args.world_seeds and HANDICAPS in parts:
                 units += [Unit(scenario, "as it is", variant, seed) for variant in handicapped]
+            if seed < args.world_seeds and OTHER_WORLDS in parts:
                 units += [Unit(scenario, w, v, seed) for w in list(WORLDS)[1:] for v in in_other_worlds]
     return units
 
 
 def rows(done: dict[Unit, dict[str, float]]) -> list[dict[str, Any]]:
-    """One row per scenario, world and variant: the bill against the reference's on the same episodes, and moves."""
+    """One row per scenario, world and variant: the bill against the reference's on the same episodes, and moves.
+
+    Who is handicapped is told against the reference with the same handicap, too.
+    """
     out = []
     for scenario, world, variant in dict.fromkeys((u.scenario, u.world, u.variant) for u in done):
         seeds = sorted(u.seed for u in done if (u.scenario, u.world, u.variant) == (scenario, world, variant))
         mine = [done[Unit(scenario, world, variant, seed)] for seed in seeds]
-        theirs = [done[Unit(scenario, world, REFERENCE, seed)] for seed in seeds]
         bill = mean_of([m["total_usd"] for m in mine])
-        against = relative(bill, mean_of([m["total_usd"] for m in theirs]))
+        handicap = next((how for how in (STALE, BLIND) if variant.endswith(how)), "")
+        against = {}
+        for column, reference in ((AGAINST, REFERENCE), (AS_HANDICAPPED, f"{REFERENCE}, {handicap}")):
+            theirs = [done.get(Unit(scenario, world, reference, seed)) for seed in seeds]
+            known = [metrics["total_usd"] for metrics in theirs if metrics is not None]
+            against[column] = relative(bill, mean_of(known)).as_json() if len(known) == len(seeds) else None
         shown = {name: mean_of([m[name] for m in mine]).mean for name in SHOWN}
         row = {"scenario": Path(scenario).stem, "world": world, "variant": variant, "seeds": len(seeds)}
-        out.append({**row, "total_usd": bill.mean, "against_tuned_exact": against.as_json(), **shown})
+        out.append({**row, "total_usd": bill.mean, **against, **shown})
     return out
 
 
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
-        f"| scenario | world | variant | seeds | bill USD | against tuned exact % | {' | '.join(SHOWN)} |",
-        f"|---|---|---|---|---|---|{'---|' * len(SHOWN)}",
+        "| scenario | world | variant | seeds | bill USD | against tuned exact % | with the same handicap % | "
+        f"{' | '.join(SHOWN)} |",
+        f"|---|---|---|---|---|---|---|{'---|' * len(SHOWN)}",
     ]
     for row in found:
-        against, interval = row["against_tuned_exact"], row["against_tuned_exact"]["ci95"]
-        told = f"{100 * against['mean']:+.2f}" + (
-            f" [{100 * interval[0]:+.2f}, {100 * interval[1]:+.2f}]" if interval else ""
-        )
+        told = " | ".join(_percent(row[column]) for column in (AGAINST, AS_HANDICAPPED))
         shown = " | ".join(f"{row[name]:,.1f}" for name in SHOWN)
         names = " | ".join(str(row[name]) for name in ("scenario", "world", "variant", "seeds"))
         lines.append(f"| {names} | {row['total_usd']:,.1f} | {told} | {shown} |")
     return "\n".join(lines) + "\n"
 
 
+def _percent(difference: dict[str, Any] | None) -> str:
+    if difference is None:
+        return "-"
+    interval = difference["ci95"]
+    told = f" [{100 * interval[0]:+.2f}, {100 * interval[1]:+.2f}]" if interval else ""
+    return f"{100 * difference['mean']:+.2f}{told}"
+
+
 def main() -> None:
     """Runs it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenarios", default=SCENARIOS)
+    parser.add_argument("--parts", default=",".join(PARTS), help="what is played beside the reference")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--world-seeds", type=int, default=4, help="in the other worlds, and of handicaps")
     parser.add_argument("--search", type=int, default=0, help="seeds on which searches run too")
@@ -210,6 +229,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if unknown := set(args.parts.split(",")) - set(PARTS):
+        parser.error(f"--parts: expected some of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     if unknown := set(args.searches.split(",")) - {*BEST_OF, ROLLOUT}:
         parser.error(f"--searches: expected some of {', '.join((*BEST_OF, ROLLOUT))}, got {', '.join(sorted(unknown))}")
     traces = os.environ.get("RAYFOLD_TRACES", "traces")
