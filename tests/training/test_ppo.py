@@ -234,7 +234,7 @@ def test_one_seed_makes_one_bundle(tmp_path: Path) -> None:
     """On one thread, bit for bit, warm start, PPO and choice included; another seed makes another one."""
     made = {}
     for name, seed in (("first", 3), ("again", 3), ("other", 4)):
-        result = train(small(tmp_path / name, seed=seed))
+        result = train(small(tmp_path / name, seed=seed, stop_steps=300))
         made[name] = (result.chosen, (result.bundle_dir / "weights.safetensors").read_bytes())
     assert made["first"] == made["again"]
     assert made["first"][1] != made["other"][1]
