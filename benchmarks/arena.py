@@ -178,15 +178,15 @@ def cell(value: dict[str, Any] | None, factor: float, digits: int) -> str:
     return f"{value['mean'] * factor:,.{digits}f}"
 
 
-def interval(value: dict[str, Any] | None, factor: float) -> str:
+def interval(value: dict[str, Any] | None, factor: float, digits: int = 1) -> str:
     """A mean with its interval."""
     if value is None or value["mean"] is None:
         return "-"
-    text = f"{value['mean'] * factor:+.1f}"
+    text = f"{value['mean'] * factor:+.{digits}f}"
     if value["ci95"] is None:
         return text
     low, high = value["ci95"]
-    return f"{text} [{low * factor:+.1f}, {high * factor:+.1f}]"
+    return f"{text} [{low * factor:+.{digits}f}, {high * factor:+.{digits}f}]"
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from arena import interval
 
 from rayfold.envs.futures import fit_traffic
 from rayfold.envs.moves import Plan
@@ -156,11 +157,10 @@ def units_of(args: argparse.Namespace) -> list[Unit]:
     handicapped = [f"{name}, {how}" for name in HANDICAPPED for how in (STALE, BLIND)]
     in_other_worlds = (REFERENCE, DEFAULT, LEARNED, FreeRepacking.name)
     parts, units = args.parts.split(","), list[Unit]()
+    as_it_is = alone if ALONE in parts else [REFERENCE]
     for scenario in args.scenarios.split(","):
         for seed in range(args.seeds):
-            units += [
-                Unit(scenario, "as it is", variant, seed) for variant in (alone if ALONE in parts else [REFERENCE])
-            ]
+            units += [Unit(scenario, "as it is", variant, seed) for variant in as_it_is]
             if seed < args.search:
                 units += [Unit(scenario, "as it is", variant, seed) for variant in args.searches.split(",")]
             if seed < args.world_seeds and HANDICAPS in parts:
@@ -200,19 +200,11 @@ def table(found: list[dict[str, Any]]) -> str:
         f"|---|---|---|---|---|---|---|{'---|' * len(SHOWN)}",
     ]
     for row in found:
-        told = " | ".join(_percent(row[column]) for column in (AGAINST, AS_HANDICAPPED))
+        told = " | ".join(interval(row[column], 100.0, 2) for column in (AGAINST, AS_HANDICAPPED))
         shown = " | ".join(f"{row[name]:,.1f}" for name in SHOWN)
         names = " | ".join(str(row[name]) for name in ("scenario", "world", "variant", "seeds"))
         lines.append(f"| {names} | {row['total_usd']:,.1f} | {told} | {shown} |")
     return "\n".join(lines) + "\n"
-
-
-def _percent(difference: dict[str, Any] | None) -> str:
-    if difference is None:
-        return "-"
-    interval = difference["ci95"]
-    told = f" [{100 * interval[0]:+.2f}, {100 * interval[1]:+.2f}]" if interval else ""
-    return f"{100 * difference['mean']:+.2f}{told}"
 
 
 def main() -> None:

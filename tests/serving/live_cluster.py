@@ -6,14 +6,12 @@ Serve controller.
 
 import os
 import signal
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-import pytest
 
 from rayfold.envs.cluster import Interval, NodeType
 from rayfold.envs.moves import MovePhase
@@ -25,16 +23,8 @@ from rayfold.serving.history import History
 from rayfold.serving.live_settings import Brakes, DeploymentSettings, LiveSettings, NodeTypeSettings
 from rayfold.serving.local_cluster import LocalCluster, free_port
 from rayfold.serving.snapshot import take_snapshot
+from tests.real_ray import wait_until
 from tests.serving.permanent_form import WISH, attach_if_wished
-
-LIVE_MARKS = [
-    pytest.mark.cluster,
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets to the collector
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
 
 NODE_TYPE = NodeType(
     name="gpu4",
@@ -54,14 +44,6 @@ SETTINGS = LiveSettings(
     brakes=Brakes(moving_frac=1.0, min_run_s=0.0),
     lease_ttl_s=1.0,
 )
-
-
-def wait_until(what: str, is_done: Callable[[], bool], timeout_s: float = 90.0) -> None:
-    """Polls a condition; fails the test when it does not come true in time."""
-    deadline_s = time.monotonic() + timeout_s
-    while not is_done():
-        assert time.monotonic() < deadline_s, f"waited {timeout_s:.0f} s in vain: {what}"
-        time.sleep(0.2)
 
 
 def snapshot() -> ClusterState:

@@ -21,15 +21,14 @@ from rayfold.serving.live_settings import LaunchSettings, NodeTypeSettings
 from rayfold.serving.load import HttpLoad
 from rayfold.serving.local_cluster import LocalCluster, free_port
 from rayfold.serving.snapshot import take_snapshot
+from tests.real_ray import LIVE_MARKS, wait_until
 from tests.serving.live_cluster import (
-    LIVE_MARKS,
     SETTINGS,
     finish,
     has_reattached,
     is_calm,
     kill_controller,
     request_nodes,
-    wait_until,
 )
 
 pytestmark = LIVE_MARKS

@@ -7,8 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,6 +16,7 @@ import pytest
 from rayfold.policies.bundle import load_bundle
 from rayfold.training.checkpoints import FOLDER, POSITION, newest_checkpoint
 from rayfold.training.ppo import train
+from tests.real_ray import wait_until
 from tests.training.test_ppo import small
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,14 +38,6 @@ def short_folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait_until(what: str, is_done: Callable[[], bool], timeout_s: float = 120.0) -> None:
-    """Polls a condition, often."""
-    deadline_s = time.monotonic() + timeout_s
-    while not is_done():
-        assert time.monotonic() < deadline_s, f"waited {timeout_s:.0f} s in vain: {what}"
-        time.sleep(0.001)
-
-
 def is_mentioned(folder: Path) -> bool:
     """Whether a process was started with a path in the folder."""
     processes = psutil.process_iter(["cmdline"])
@@ -60,13 +52,13 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path: Path, short_folder: 
         [sys.executable, "-c", ENDLESS, str(tmp_path)], cwd=ROOT, env={**os.environ, "TMPDIR": str(short_folder)}
     )
     try:
-        wait_until("two checkpoints", lambda: len(list(checkpoints.glob(f"[0-9]*/{POSITION}"))) >= 2)
-        wait_until("a third one begun", (checkpoints / ".partial").exists)
+        wait_until("two checkpoints", lambda: len(list(checkpoints.glob(f"[0-9]*/{POSITION}"))) >= 2, 120.0)
+        wait_until("a third one begun", (checkpoints / ".partial").exists, 120.0, poll_s=0.001)
     finally:
         process.kill()
         process.wait()
     assert not (tmp_path / "bundle").exists()
-    wait_until("no process of its Ray", lambda: not is_mentioned(short_folder))
+    wait_until("no process of its Ray", lambda: not is_mentioned(short_folder), 120.0)
     before = json.loads((newest_checkpoint(tmp_path) / POSITION).read_text())
 
     result = train(small(tmp_path, resume=True, stop_steps=before["steps"] + 300))

@@ -4,8 +4,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,10 @@ import ray
 from rayfold.envs.cluster import NodeType
 from rayfold.policies.bundle import load_bundle
 from rayfold.serving.local_cluster import LocalCluster
+from tests.real_ray import LIVE_MARKS, wait_until
 
 _untyped: Any = ray  # leaves the types of these functions open
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets to the collector
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = LIVE_MARKS
 # One CPU each, and none on the head: what takes two CPUs is on two nodes.
 NODE = NodeType(name="cpu1", resources={"CPU": 1.0, "memory_gib": 2.0}, price_usd_per_h=1.0, min_nodes=0, max_nodes=2)
 
@@ -50,14 +44,6 @@ def ended(process: "subprocess.Popen[str]") -> None:
     assert process.returncode == 0, output
 
 
-def wait_until(what: str, is_done: Callable[[], bool], timeout_s: float = 120.0) -> None:
-    """Polls a condition; fails the test when it does not come true in time."""
-    deadline_s = time.monotonic() + timeout_s
-    while not is_done():
-        assert time.monotonic() < deadline_s, f"waited {timeout_s:.0f} s in vain: {what}"
-        time.sleep(0.1)
-
-
 def cpus() -> tuple[float, float]:
     """Of the cluster: all, and those that nothing has taken."""
     return tuple(found.get("CPU", 0.0) for found in (_untyped.cluster_resources(), _untyped.available_resources()))
@@ -72,14 +58,14 @@ def test_two_nodes_train_one_network(cluster: LocalCluster, flag: str, tmp_path:
         cluster=cluster,
     )  # fmt: skip
     try:
-        wait_until("both nodes are taken", lambda: cpus() == (2.0, 0.0) or process.poll() is not None)
+        wait_until("both nodes are taken", lambda: cpus() == (2.0, 0.0) or process.poll() is not None, 120.0)
         assert process.poll() is None, process.communicate()[0]
         ended(process)
     finally:
         process.kill()
         process.wait()
     assert load_bundle(tmp_path / "run" / "bundle").card.steps >= 600
-    wait_until("both nodes are free", lambda: cpus() == (2.0, 2.0))
+    wait_until("both nodes are free", lambda: cpus() == (2.0, 2.0), 120.0)
 
 
 def test_episodes_are_played_on_the_nodes(cluster: LocalCluster, tmp_path: Path) -> None:

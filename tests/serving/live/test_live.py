@@ -38,8 +38,8 @@ from rayfold.serving.live_moves import FINAL, MoveRecord
 from rayfold.serving.load import HttpLoad
 from rayfold.serving.state_file import save_snapshot
 from tests.envs.clusters import constant_traffic
+from tests.real_ray import LIVE_MARKS, wait_until
 from tests.serving.live_cluster import (
-    LIVE_MARKS,
     SETTINGS,
     Live,
     ask,
@@ -54,7 +54,6 @@ from tests.serving.live_cluster import (
     request_nodes,
     scheduler_class,
     snapshot,
-    wait_until,
 )
 
 pytestmark = LIVE_MARKS

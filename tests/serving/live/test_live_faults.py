@@ -28,9 +28,9 @@ from rayfold.serving.decision import Mode
 from rayfold.serving.executor import ServeExecutor, call_controller
 from rayfold.serving.journal import Journal
 from rayfold.serving.live_settings import Brakes, LiveSettings
+from tests.real_ray import LIVE_MARKS, wait_until
 from tests.serving.gated import WishPolicy, deploy_gated
 from tests.serving.live_cluster import (
-    LIVE_MARKS,
     SETTINGS,
     Live,
     ask,
@@ -43,7 +43,6 @@ from tests.serving.live_cluster import (
     replicas_of,
     request_nodes,
     snapshot,
-    wait_until,
 )
 from tests.serving.test_dashboard import ray_samples
 
